@@ -1,6 +1,34 @@
-"""Graph rewrites: PREPARE before training, CONVERT for deployment."""
+"""Graph rewrites: PREPARE before training, CONVERT for deployment. One file a pass, named like its function."""
+
+from __future__ import annotations
 
 if __name__ == "passes":
     raise ImportError(
         "this folder is the package fxdbsr.passes: install the project and import fxdbsr.passes, not passes"
     )
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import fx
+
+from fxdbsr.passes.fold_batchnorms import fold_batchnorms
+from fxdbsr.passes.fold_scales import fold_scales
+from fxdbsr.passes.fuse_epilogues import fuse_epilogues
+from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.scale_functions import scale_functions
+from fxdbsr.passes.scale_layers import scale_layers
+
+Options = TypeVar("Options")
+
+PREPARE = (scale_layers, scale_functions)
+CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues)
+
+
+def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:
+    """Apply `passes` in order to `model`, in place; after each one the graph is valid and the model runs."""
+    for apply in passes:
+        apply(model, options)
+        model.graph.eliminate_dead_code()
+        model.graph.lint()
+        model.recompile()

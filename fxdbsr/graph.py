@@ -1,0 +1,189 @@
+"""Traced models: the tracer, graph modules that keep their model's state, and reading and editing graphs.
+
+`torch.fx` bakes what the Python code does into the graph, `if self.training` among it. A model is therefore
+traced in both modes. Where the two graphs agree, a `TracedModule` holds the one; where they differ (auxiliary
+heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits `self.training`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class Tracer(fx.Tracer):
+    """Keeps every conv and linear layer whole, whatever module defines its class."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """True for layers that appear in the graph as one call."""
+        return (
+            isinstance(m, _ConvNd | nn.Linear)
+            or getattr(m, "is_leaf_in_trace", False)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+class TracedModule(fx.GraphModule):
+    """A GraphModule over all of `root`'s state, also the part that the graph does not read.
+
+    A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str | None = None) -> None:
+        super().__init__(root, graph, class_name or type(root).__name__)
+        constants = {
+            node.target: root.__dict__[node.target]
+            for node in graph.nodes
+            if node.op == "get_attr" and isinstance(root.__dict__.get(node.target), Tensor)
+        }
+        _share_state(root, self)
+        for name, constant in constants.items():
+            del root.__dict__[name]
+            self.register_buffer(name, constant, persistent=False)
+        self.training = root.training
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        new: TracedModule = super().__deepcopy__(memo)
+        for part in _STATE:
+            new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
+        new.training = self.training
+        return new
+
+    def __reduce__(self) -> Any:
+        rebuild, arguments = super().__reduce__()[:2]
+        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in _STATE}, self.training)
+
+
+def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
+    module = rebuild(*arguments)
+    module.__dict__.update(state)
+    module.training = mode
+    return module
+
+
+class TwoGraphModule(nn.Module):
+    """One state, two graphs: a call runs `graph_module(self.training)`."""
+
+    def __init__(self, root: nn.Module, training_graph: fx.Graph, eval_graph: fx.Graph) -> None:
+        super().__init__()
+        _share_state(root, self)
+        name = type(root).__name__
+        parts = [TracedModule(root, graph, name) for graph in (eval_graph, training_graph)]
+        self.__dict__["_parts"] = parts
+        self.training = root.training
+
+    def graph_module(self, training: bool) -> fx.GraphModule:
+        """The graph for that mode, over this module's state."""
+        part: fx.GraphModule = self.__dict__["_parts"][training]
+        return part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the traced model in the present mode."""
+        part = self.graph_module(self.training)
+        part.training = self.training
+        return part(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for part in self.__dict__["_parts"]:
+            _share_state(self, part)
+
+
+def _share_state(root: nn.Module, other: nn.Module) -> None:
+    for part in _STATE:
+        other.__dict__[part] = root.__dict__[part]
+
+
+def trace(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> TracedModule | TwoGraphModule:
+    """Trace `root` in training and in eval mode; the result shares its state and keeps its mode.
+
+    Raises:
+        ValueError: `torch.fx` cannot trace it; the message names the mode and the cause.
+    """
+    training, evaluation = (_trace(root, mode, concrete_args) for mode in (True, False))
+    if _code(training) == _code(evaluation):
+        return TracedModule(root, evaluation)
+    return TwoGraphModule(root, training, evaluation)
+
+
+def trace_eval(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> TracedModule:
+    """Trace `root` in eval mode alone; the result shares its state.
+
+    Raises:
+        ValueError: `torch.fx` cannot trace it; the message names the cause.
+    """
+    return TracedModule(root, _trace(root, False, concrete_args))
+
+
+def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None) -> fx.Graph:
+    modes = [(module, module.training) for module in root.modules()]
+    root.train(training)
+    try:
+        return Tracer().trace(root, concrete_args)
+    except Exception as error:
+        mode = "training" if training else "eval"
+        raise ValueError(
+            f"{type(root).__name__} cannot be traced by torch.fx in {mode} mode: {error}"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _code(graph: fx.Graph) -> str:
+    return graph.python_code("self").src
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
+    while True:
+        inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def graph_modules(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
+    """(prefix, graph module) for every graph in `model`; two with one prefix where the modes differ."""
+    for name, module in unwrap(model).named_modules():
+        if isinstance(module, TwoGraphModule):
+            yield name, module.graph_module(False)
+            yield name, module.graph_module(True)
+        elif isinstance(module, fx.GraphModule):
+            yield name, module
+
+
+def called_module(node: fx.Node) -> nn.Module | None:
+    """The module that `node` calls, or None."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def get_attribute(root: nn.Module, target: str) -> Any:
+    """`root.a.b.c` for the target "a.b.c" of a get_attr node."""
+    found: Any = root
+    for name in target.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def replace(node: fx.Node, new: fx.Node) -> None:
+    """Let every reader of `node` read `new`, and erase `node`."""
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    node.graph.erase_node(node)
+
+
+def tensor_devices(model: nn.Module) -> set[torch.device]:
+    """Devices of the parameters and buffers."""
+    return {t.device for t in [*model.parameters(), *model.buffers()]}

@@ -1,0 +1,80 @@
+"""The blocked layers of a prepared model, one for each scale, whether called as a module or as a function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.config import Form
+from fxdbsr.graph import called_module, get_attribute, graph_modules, unwrap
+from fxdbsr.nn.scaled import Blocked, ScaledFunction, ScaledLayer
+
+
+@dataclass
+class BlockedLayer:
+    """One blocked weight.
+
+    Attributes:
+        name: of the layer, or of the weight where a function is called on it.
+        weight: as stored.
+        scale: `[rows, columns]`.
+        masks: every buffer that holds the mask, `[rows, columns]` bool each; they are kept equal.
+        grid: the blocks of the weight.
+        form: "product" or "clamp".
+        users: the modules that multiply the weight.
+    """
+
+    name: str
+    weight: nn.Parameter
+    scale: nn.Parameter
+    masks: list[Tensor]
+    grid: BlockGrid
+    form: Form
+    users: list[Blocked] = field(default_factory=list)
+
+    @property
+    def mask(self) -> Tensor:
+        """`[rows, columns]` bool: False where the block is switched off."""
+        return self.masks[0]
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Overwrite the mask, in place."""
+        for own in self.masks:
+            own.copy_(mask)
+
+    def alive(self) -> Tensor:
+        """`[rows, columns]` bool: the blocks that are not exactly zero by scale or mask."""
+        scale = self.scale.detach()
+        return self.mask & (scale > 0 if self.form == "clamp" else scale != 0)
+
+
+def blocked_layers(model: nn.Module) -> list[BlockedLayer]:
+    """Every blocked weight of `model` (also inside DDP and torch.compile), in the order of its modules.
+
+    Raises:
+        ValueError: `model` has none: it was not prepared.
+    """
+    root = unwrap(model)
+    found: dict[int, BlockedLayer] = {}
+
+    def add(name: str, user: Blocked, weight: nn.Parameter, scale: nn.Parameter, mask: Tensor) -> None:
+        layer = found.setdefault(id(scale), BlockedLayer(name, weight, scale, [], user.grid, user.form))
+        if all(user is not known for known in layer.users):
+            layer.users.append(user)
+        if all(mask is not known for known in layer.masks):
+            layer.masks.append(mask)
+
+    for name, module in root.named_modules():
+        if isinstance(module, ScaledLayer):
+            add(name, module, module.weight, module.scale, module.mask)
+    for prefix, part in graph_modules(root):
+        for node in part.graph.nodes:
+            if isinstance(function := called_module(node), ScaledFunction):
+                targets = [str(argument.target) for argument in node.args[1:4]]  # type: ignore[union-attr]
+                weight, scale, mask = (get_attribute(part, target) for target in targets)
+                add(f"{prefix}.{targets[0]}" if prefix else targets[0], function, weight, scale, mask)
+    if not found:
+        raise ValueError(f"{type(root).__name__} has no block scales: call fxdbsr.prepare first")
+    return list(found.values())

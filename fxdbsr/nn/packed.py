@@ -1,0 +1,173 @@
+"""The conv layer for inference: the blocks that are left, packed, and an engine that multiplies them alone.
+
+State: `values [nnz, BO, BC, *kernel]`, `crow_indices`, `col_indices` (int32) and `bias`. What the engine
+derives from them (tables, the dense weight) is made again from the state and never saved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels import ops as _ops  # noqa: F401  (registers torch.ops.fxdbsr)
+from fxdbsr.kernels.choice import choose, engine_module
+from fxdbsr.kernels.reference import activate
+
+
+class PackedConv(nn.Module):
+    """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
+
+    Args:
+        weight: dense weight as the conv stores it; its blocks that are zero are dropped.
+        bias: `[O]` or None.
+        grid: the blocks of the weight.
+        stride, dilation: as in nn.Conv2d, one int an axis.
+        padding: zeros on both sides of each axis.
+        pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
+        backend: which engine to take, see `fxdbsr.convert`.
+    """
+
+    is_leaf_in_trace = True
+    values: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: BlockGrid,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        pad: tuple[tuple[int, ...], str] | None,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.grid, self.pad, self.backend = grid, pad, backend
+        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self.activation, self.negative_slope = "none", 0.01
+        values, crow_indices, col_indices = grid.pack(weight.detach())
+        self.register_buffer("values", values)
+        self.register_buffer("crow_indices", crow_indices)
+        self.register_buffer("col_indices", col_indices)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.engine, self.reason = "", ""
+        self.choose_engine()
+
+    @property
+    def density(self) -> float:
+        """Fraction of the blocks that are kept."""
+        rows, columns = self.grid.shape
+        return self.col_indices.shape[0] / (rows * columns)
+
+    def choose_engine(self) -> None:
+        """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
+        arguments = (self.grid, self.stride, self.padding, self.dilation)
+        self.engine, self.reason = choose(
+            self.backend, self.density, *arguments, self.values.dtype, self.values.device
+        )
+        self.derive()
+
+    def derive(self) -> None:
+        """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
+        self._derived: list[Tensor] = []
+        packed = (self.values, self.crow_indices, self.col_indices)
+        if self.engine == "dense":
+            self._derived = [self.grid.unpack(*packed)]
+        elif self.engine != "reference":
+            module = engine_module(self.engine)
+            assert module is not None
+            self.values = module.layout(self.values)
+            self._derived = module.tables(
+                self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation
+            )
+
+    def weight(self) -> Tensor:
+        """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
+        return self.grid.unpack(self.values, self.crow_indices, self.col_indices)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output."""
+        batched = input.dim() == len(self.stride) + 2
+        x = input if batched else input.unsqueeze(0)
+        if x.dtype != self.values.dtype:
+            x = x.to(self.values.dtype)
+        if self.pad is not None:
+            x = F.pad(x, self.pad[0], self.pad[1])
+        if self.engine == "dense":
+            y = self._dense(x)
+        else:
+            r = residual
+            fits = r is None or (batched and self._fits(x, r))
+            y = torch.ops.fxdbsr.conv(
+                x,
+                self.values,
+                self.crow_indices,
+                self.col_indices,
+                self.bias,
+                r if fits else None,
+                self._derived,
+                self.grid.in_channels,
+                self.grid.out_channels,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.grid.groups,
+                self.activation if fits else "none",
+                self.negative_slope,
+                self.engine,
+            )
+            if fits:
+                return y if batched else y.squeeze(0)
+        y = y if batched else y.squeeze(0)
+        if residual is not None:
+            y = y + residual
+        return activate(y, self.activation, self.negative_slope)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
+        return function(
+            x, self._derived[0], self.bias, self.stride, self.padding, self.dilation, self.grid.groups
+        )
+
+    def _fits(self, x: Tensor, residual: Tensor) -> bool:
+        spatial = _ops.output_size(
+            x.shape[2:], self.grid.kernel_size, self.stride, self.padding, self.dilation
+        )
+        shape = (x.shape[0], self.grid.out_channels, *spatial)
+        return tuple(residual.shape) == shape and residual.dtype == self.values.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
+        before = (self.values.dtype, self.values.device)
+        super()._apply(fn, recurse)
+        if (self.values.dtype, self.values.device) != before:
+            old = self.engine
+            self.choose_engine()
+            if self.engine != old:
+                warnings.warn(
+                    f"fxdbsr: layers change their engine with dtype and device, here from {old} to {self.engine}:"
+                    f" {self.reason}",
+                    stacklevel=3,
+                )
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.derive()
+
+    def extra_repr(self) -> str:
+        """Channels, kernel, blocks and engine in one line."""
+        g = self.grid
+        return (
+            f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={tuple(self.stride)}, "
+            f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
+            f"activation={self.activation}"
+        )

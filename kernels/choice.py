@@ -1,0 +1,92 @@
+"""Which engine runs a packed conv, and why: the rule behind `backend="auto"` and the checks behind a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from fxdbsr.blocks import BlockGrid
+
+BACKENDS = ("auto", "triton", "cpu", "reference", "dense")
+
+
+def as_backend(value: object) -> str:
+    """Check that `value` names a backend.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if value not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, got {value!r}")
+    return str(value)
+
+
+def engine_module(engine: str) -> Any | None:
+    """The module of the engine of that name, or None where it is not part of this installation."""
+    try:
+        return import_module(f"fxdbsr.kernels.{engine}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("fxdbsr"):
+            return None
+        raise
+
+
+def why_not(
+    engine: str,
+    grid: BlockGrid,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """Why `engine` cannot run this conv, as a sentence, or None where it can."""
+    if engine in ("reference", "dense"):
+        return None
+    needed = "cuda" if engine == "triton" else "cpu"
+    module = engine_module(engine)
+    if module is None:
+        return f"the {engine} engine is not installed"
+    if engine == "cpu" and device.type != needed:
+        return f"the {engine} engine needs {needed} tensors, the weights are on {device.type}"
+    arguments = (grid, stride, padding, dilation, dtype)
+    reason: str | None = module.why_not(*arguments, device) if engine == "triton" else module.why_not(*arguments)
+    return reason
+
+
+def choose(
+    backend: str,
+    density: float,
+    grid: BlockGrid,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[str, str]:
+    """(engine, reason) for a conv that keeps `density` of its blocks.
+
+    "auto" takes the device's engine where it can run the conv and the blocks are few enough; a name takes
+    that engine where it can run the conv, and dense where it cannot.
+    """
+    if backend == "dense":
+        return "dense", "asked for"
+    if backend != "auto":
+        reason = why_not(backend, grid, stride, padding, dilation, dtype, device)
+        return (backend, "asked for") if reason is None else ("dense", reason)
+    engine = "triton" if device.type == "cuda" else "cpu"
+    reason = why_not(engine, grid, stride, padding, dilation, dtype, device)
+    if reason is not None:
+        return "dense", reason
+    limit = density_limit(grid)
+    if density > limit:
+        return "dense", f"density {density:.2f} is above {limit:.2f}, where skipping blocks pays"
+    return engine, f"density {density:.2f} is at most {limit:.2f}, where skipping blocks pays"
+
+
+def density_limit(grid: BlockGrid) -> float:
+    """Density up to which a block-sparse conv is expected to beat a dense one, by block height."""
+    return 0.8 if grid.block_size[0] >= 16 else 0.6

@@ -1,0 +1,77 @@
+"""scaled layer(W, S, M) -> the same layer with W := expand(S * M) * W and S := 1.
+
+Functional convs become modules on the way: scaled function(x, w, s, m, b) -> scaled conv(x). The blocks that S
+or M switch off are then exact zeros of W; the outputs stay equal, bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdbsr.graph import called_module, get_attribute, replace
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, scale_layer_
+from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.scale_functions import FUNCTIONS
+
+
+def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
+    """Fold every scale and mask of the graph into its weight.
+
+    Raises:
+        ValueError: NaN or infinity in a scale or weight; the message names the layer.
+    """
+    for node in list(model.graph.nodes):
+        if isinstance(layer := called_module(node), ScaledFunction):
+            call_as_layer(node, layer)
+    layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
+    for name, layer in layers.items():
+        for what, tensor in (("scale", layer.scale), ("weight", layer.weight), ("bias", layer.bias)):
+            check_finite(tensor, f"{name}.{what}")  # type: ignore[arg-type]
+    for layer in layers.values():
+        folded = layer.scaled_weight().detach()
+        layer.weight = nn.Parameter(folded, requires_grad=False)
+        layer.scale = nn.Parameter(torch.ones_like(layer.scale), requires_grad=False)
+
+
+def check_finite(tensor: Tensor | None, name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: `tensor` holds one; the message says `name` and how many.
+    """
+    if tensor is not None and not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} values are not finite")
+
+
+def call_as_layer(node: fx.Node, function: ScaledFunction) -> None:
+    """Let `node` call a scaled layer with the tensors that it now passes to `function`."""
+    model = node.graph.owning_module
+    assert model is not None
+    x, *tensors = node.args
+    weight, scale, mask, bias = (
+        None if t is None else get_attribute(model, str(t.target))  # type: ignore[union-attr]
+        for t in tensors
+    )
+    grid, arguments = function.grid, dict(function.arguments)
+    kind = FUNCTIONS[function.function][0]
+    if kind is nn.Linear:
+        layer: nn.Module = nn.Linear(grid.in_channels, grid.out_channels, bias is not None, device="meta")
+    else:
+        arguments.pop("groups", None)
+        layer = kind(
+            grid.in_channels,
+            grid.out_channels,
+            grid.kernel_size,
+            groups=grid.groups,
+            bias=bias is not None,
+            device="meta",
+            **arguments,
+        )
+    layer.weight, layer.bias = weight, bias
+    scale_layer_(layer, grid, function.form)
+    layer.scale, layer.mask, layer.training = scale, mask, False
+    model.add_submodule(str(node.target), layer)
+    with node.graph.inserting_before(node):
+        new = node.graph.call_module(str(node.target), (x,))
+    replace(node, new)

@@ -1,0 +1,73 @@
+"""scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
+
+What no engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
+the zeros in its weight; `why_unpacked` says why.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from fxdbsr.graph import called_module
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.scaled import ScaledLayer, plain_type
+from fxdbsr.passes.lowering import Lowering
+
+
+def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
+    """Replace every scaled layer by a packed conv, or by the torch layer where it cannot be packed."""
+    layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
+    for name, layer in layers.items():
+        if why_unpacked(layer) is None:
+            model.set_submodule(name, packed(layer, lowering.backend))
+        else:
+            unscale_(layer)
+
+
+def why_unpacked(layer: nn.Module) -> str | None:
+    """Why `layer` is not packed, as a sentence, or None where it can be."""
+    if isinstance(layer, nn.Linear):
+        return "no engine packs linear layers"
+    if getattr(layer, "transposed", False):
+        return "no engine packs transposed convs"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks"
+    return None
+
+
+def packed(layer: ScaledLayer, backend: str) -> PackedConv:
+    """The packed conv with `layer`'s weight, whose scales must be folded."""
+    padding, pad = split_padding(layer)
+    return PackedConv(
+        layer.weight,
+        layer.bias,  # type: ignore[arg-type]
+        layer.grid,
+        layer.stride,  # type: ignore[arg-type]
+        padding,
+        layer.dilation,  # type: ignore[arg-type]
+        pad,
+        backend,
+    ).eval()
+
+
+def split_padding(conv: nn.Module) -> tuple[tuple[int, ...], tuple[tuple[int, ...], str] | None]:
+    """`conv`'s padding as (zeros on both sides of each axis, arguments of an `F.pad` before it or None)."""
+    none = (0,) * len(conv.kernel_size)  # type: ignore[arg-type]
+    if conv.padding_mode != "zeros":
+        return none, (tuple(conv._reversed_padding_repeated_twice), conv.padding_mode)  # type: ignore
+    if conv.padding == "valid":
+        return none, None
+    if conv.padding != "same":
+        return tuple(conv.padding), None  # type: ignore[arg-type]
+    total = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]  # type: ignore
+    if all(t % 2 == 0 for t in total):
+        return tuple(t // 2 for t in total), None
+    return none, (tuple(side for t in reversed(total) for side in (t // 2, t - t // 2)), "constant")
+
+
+def unscale_(layer: ScaledLayer) -> None:
+    """Turn `layer` back into its torch class, in place; it keeps its grid for the report."""
+    kind = plain_type(type(layer))
+    assert kind is not None
+    del layer.scale, layer.mask
+    layer.__class__ = kind

@@ -1,0 +1,109 @@
+"""F.conv2d(x, w, b) -> scaled function(x, w, w_scale, w_mask, b), where w is a parameter of the model.
+
+The parameter `a.b.w` stays; its owner `a.b` gets the parameter `w_scale` and the buffer `w_mask`, and the call
+becomes a module without state, `a.b.w_conv`. A conv on a computed weight, or with a stride or padding that is
+computed in the forward, is left alone (`why_unscalable_call`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.graph import get_attribute, replace
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight
+from fxdbsr.passes.selection import Selection
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+FUNCTIONS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.conv1d: (nn.Conv1d, _CONV),
+    F.conv2d: (nn.Conv2d, _CONV),
+    F.conv3d: (nn.Conv3d, _CONV),
+    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
+    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
+    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
+    F.linear: (nn.Linear, ("input", "weight", "bias")),
+}
+
+
+def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
+    """Scale every conv of `selection` that the graph calls as a function."""
+    layers = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, ScaledLayer)}
+    seen: Counter[str] = Counter()
+    for node in list(model.graph.nodes):
+        grid = grid_of_call(node, selection)
+        if grid is None:
+            continue
+        arguments = arguments_of(node)
+        x, w, bias = (arguments.pop(key, None) for key in ("input", "weight", "bias"))
+        name = str(w.target)
+        owner_name, _, leaf = name.rpartition(".")
+        owner, weight = model.get_submodule(owner_name), get_attribute(model, name)
+        scale, mask = f"{name}_scale", f"{name}_mask"
+        if id(weight) in layers:
+            scale, mask = f"{layers[id(weight)]}.scale", f"{layers[id(weight)]}.mask"
+        elif not hasattr(owner, f"{leaf}_scale"):
+            ones = torch.ones(grid.shape, dtype=weight.dtype, device=weight.device)
+            owner.register_parameter(f"{leaf}_scale", nn.Parameter(ones))
+            owner.register_buffer(f"{leaf}_mask", torch.ones_like(ones, dtype=torch.bool))
+        if tuple(get_attribute(model, scale).shape) != grid.shape:
+            continue
+        call = f"{name}_conv{seen[name] or ''}"
+        seen[name] += 1
+        if not isinstance(getattr(owner, call.rpartition(".")[2], None), ScaledFunction):
+            model.add_submodule(call, ScaledFunction(grid, selection.config.form, node.target, arguments))
+        with model.graph.inserting_before(node):
+            grids = [model.graph.get_attr(target) for target in (scale, mask)]
+            new = model.graph.call_module(call, (x, w, *grids, bias))
+        replace(node, new)
+
+
+def why_unscalable_call(node: fx.Node) -> str | None:
+    """Why the functional conv `node` cannot take block scales, as a sentence, or None where it can."""
+    arguments = arguments_of(node)
+    weight = arguments.get("weight")
+    model = node.graph.owning_module
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or model is None:
+        return "its weight is computed in the forward"
+    if not isinstance(get_attribute(model, str(weight.target)), nn.Parameter):
+        return f"its weight {weight.target} is not a parameter"
+    constants = [value for key, value in arguments.items() if key not in ("input", "weight", "bias")]
+    dynamic: list[fx.Node] = []
+    fx.node.map_arg(constants, dynamic.append)  # type: ignore[arg-type]
+    if dynamic:
+        return f"its {dynamic[0]} is computed in the forward"
+    return None
+
+
+def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:
+    """The grid that `selection` asks for on the weight of `node`, or None where the call is left alone.
+
+    Raises:
+        TypeError: the call is selected and its weight is not floating-point.
+    """
+    if node.op != "call_function" or node.target not in FUNCTIONS or why_unscalable_call(node):
+        return None
+    model = node.graph.owning_module
+    assert model is not None
+    kind = FUNCTIONS[node.target][0]  # type: ignore[index]
+    arguments = arguments_of(node)
+    name = str(arguments["weight"].target)
+    block_size = selection.block_size_of(model.get_submodule(name.rpartition(".")[0]), name, kind)
+    if block_size is None:
+        return None
+    weight = get_attribute(model, name)
+    check_weight(weight, name)
+    transposed = kind.__name__.startswith("ConvTranspose")
+    return BlockGrid.of(tuple(weight.shape), block_size, arguments.get("groups", 1), transposed)
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of the functional conv `node` by name."""
+    return dict(zip(FUNCTIONS[node.target][1], node.args, strict=False)) | node.kwargs  # type: ignore[index]

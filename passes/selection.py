@@ -1,0 +1,46 @@
+"""Which layers `prepare` was asked to block: the configuration, the filter and the types together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from fxdbsr.config import BlockConfig, BlockSize
+from fxdbsr.nn.scaled import SCALED
+
+CONV_TYPES: tuple[type[nn.Module], ...] = tuple(kind for kind in SCALED if kind is not nn.Linear)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The user's choice of layers.
+
+    Args:
+        config: block sizes by name, pattern and type.
+        filter_fn: `filter_fn(module, name)` is True for the layers to block; the module is the owner of the
+            weight where a function is called on it.
+        types: classes of layers to consider.
+
+    Raises:
+        TypeError: `types` holds a class that is neither a conv nor a linear layer.
+    """
+
+    config: BlockConfig
+    filter_fn: Callable[[nn.Module, str], bool] | None = None
+    types: Sequence[type[nn.Module]] = field(default=CONV_TYPES)
+
+    def __post_init__(self) -> None:
+        for kind in self.types:
+            if not isinstance(kind, type) or not issubclass(kind, tuple(SCALED)):
+                raise TypeError(f"types: expected conv classes or nn.Linear, got {kind!r}")
+
+    def block_size_of(self, module: nn.Module, name: str, kind: type) -> BlockSize | None:
+        """Block size asked for the layer `name` of class `kind`, or None to leave it alone."""
+        named = name in self.config.by_name
+        if not named and not issubclass(kind, tuple(self.types)):
+            return None
+        if self.filter_fn is not None and not self.filter_fn(module, name):
+            return None
+        return self.config.block_size_of(name, kind)
