@@ -2,11 +2,12 @@
 
     python -m bench.coverage [--models resnet18,vit_b_16] [--json bench/results/coverage.json]
 
-For each model: prepare; switch a random half of the blocks off, at least one kept in every layer; make the batch
+For each model: prepare; switch a random half of the blocks off, the first kept in every layer; make the batch
 norms' affine values and statistics random around those of the data, so that folding mistakes show; convert with
 every backend named. The largest difference from `prepared.eval()` must stay under 2e-5 of the largest output,
 or under 4 times eager float32's own error against float64 where that is larger. The outputs of two inputs
-must differ, or the comparison would prove nothing.
+must differ, or the comparison would prove nothing: where a mask cuts the input off from the output, the next
+seed is drawn.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ import fxdbsr
 from fxdbsr.layers import blocked_layers
 
 BOUND = 2e-5
+MIN_EFFECT = 1e-3
 
 
 @dataclass
 class Outcome:
-    """What one model gave: seconds, layers, and errors relative to the largest output."""
+    """What one model gave: seed of the mask, seconds, layers, and errors relative to the largest output."""
 
     model: str
+    seed: int
     layers: int
     blocks: int
     prepare_s: float
@@ -54,7 +57,7 @@ class Outcome:
     def passed(self) -> bool:
         """True where every sentence of the module's docstring holds."""
         return (
-            self.unchanged and self.input_effect > 1e-3 and all(e <= self.bound for e in self.errors.values())
+            self.unchanged and self.input_effect > MIN_EFFECT and all(e <= self.bound for e in self.errors.values())
         )
 
 
@@ -84,18 +87,25 @@ def build(name: str) -> nn.Module:
 
 
 def example(name: str, batch: int, size: int | None = None) -> Tensor:
-    """Random images, or clips for video models, of the smallest size that suits the model."""
-    if name in torchvision.models.list_models(torchvision.models.video):
-        return torch.randn(batch, 3, 16, size or 112, size or 112)
-    fixed = name.startswith(("vit", "maxvit", "swin", "inception"))
+    """Random images, or clips for video models; each with a contrast and a brightness of its own."""
+    fixed = name.startswith(("vit", "maxvit", "swin", "inception", "mvit"))
     side = size if size and not fixed else 299 if name.startswith("inception") else 224
-    return torch.randn(batch, 3, side, side)
+    shape = (batch, 3, side, side)
+    if name in torchvision.models.list_models(torchvision.models.video):
+        shape = (batch, 3, 16, 112, 112) if not fixed else (batch, 3, 16, 224, 224)
+    index = torch.arange(batch).view(-1, *[1] * (len(shape) - 1))
+    return torch.randn(shape) * (1 + index) + 0.5 * index
 
 
 def switch_off_half(model: nn.Module, generator: torch.Generator) -> None:
-    """Mask a random half of the blocks of every layer, keeping at least one; scales of the rest are random."""
+    """Mask a random half of the blocks of every layer, but never its first; scales of the rest are random.
+
+    The first blocks lead from the first input channels to the first outputs, so that no mask cuts the net.
+    """
     for layer in blocked_layers(model):
-        order = torch.rand(layer.mask.numel(), generator=generator).argsort()
+        draw = torch.rand(layer.mask.numel(), generator=generator)
+        draw[0] = -1
+        order = draw.argsort()
         mask = torch.zeros(layer.mask.numel(), dtype=torch.bool)
         mask[order[: max(1, layer.mask.numel() // 2)]] = True
         layer.set_mask(mask.view_as(layer.mask))
@@ -109,7 +119,7 @@ def enliven(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> Non
     for norm in norms:
         norm.momentum = 1.0
         norm.weight.uniform_(0.5, 1.5, generator=generator)
-        norm.bias.normal_(0, 0.3, generator=generator)
+        norm.bias.normal_(0, 0.1, generator=generator)
     if norms:
         model.train()
         model(inputs)
@@ -117,9 +127,9 @@ def enliven(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> Non
     for norm in norms:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_var.clamp_(min=1e-3)
+        norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()) + 1e-6)
         noise = torch.randn(norm.running_mean.shape, generator=generator)
-        norm.running_mean.add_(0.3 * noise * norm.running_var.sqrt())
+        norm.running_mean.add_(0.1 * noise * norm.running_var.sqrt())
         norm.running_var.mul_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
 
 
@@ -130,9 +140,18 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
+def check_model(name: str, backends: tuple[str, ...], size: int | None = None) -> Outcome:
+    """Run one model as the module's docstring says, with up to eight seeds until its inputs matter."""
+    for seed in range(8):
+        outcome = check_seed(name, backends, size, seed)
+        if outcome.input_effect > MIN_EFFECT:
+            break
+    return outcome
+
+
 @torch.no_grad()
-def check_model(name: str, backends: tuple[str, ...], size: int | None = None, seed: int = 0) -> Outcome:
-    """Run one model as the module's docstring says."""
+def check_seed(name: str, backends: tuple[str, ...], size: int | None, seed: int) -> Outcome:
+    """Run one model with one seed."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model, inputs = build(name).eval(), example(name, 2, size)
@@ -162,6 +181,7 @@ def check_model(name: str, backends: tuple[str, ...], size: int | None = None, s
     layers = blocked_layers(prepared)
     return Outcome(
         model=name,
+        seed=seed,
         layers=len(layers),
         blocks=sum(layer.mask.numel() for layer in layers),
         prepare_s=round(prepare_s, 3),

@@ -8,6 +8,7 @@ heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,6 +177,18 @@ def get_attribute(root: nn.Module, target: str) -> Any:
     for name in target.split("."):
         found = getattr(found, name)
     return found
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """True where `node` may change a tensor that it reads."""
+    module = called_module(node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+        return name.startswith("i") and hasattr(operator, name[1:]) or name == "setitem"
+    inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
+    return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
 
 
 def replace(node: fx.Node, new: fx.Node) -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import fx
 
+from fxdbsr.graph import writes_in_place
 from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
@@ -29,6 +30,6 @@ def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.G
     """Apply `passes` in order to `model`, in place; after each one the graph is valid and the model runs."""
     for apply in passes:
         apply(model, options)
-        model.graph.eliminate_dead_code()
+        model.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
         model.graph.lint()
         model.recompile()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxdbsr.graph import called_module, replace
+from fxdbsr.graph import called_module, replace, writes_in_place
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.passes.lowering import Lowering
 
@@ -98,15 +98,3 @@ def activation_of(node: fx.Node) -> tuple[str, float] | None:
         return None
     slope = node.kwargs.get("negative_slope", node.args[1] if name == "leaky_relu" and node.args[1:] else 0.01)
     return (name, float(slope)) if isinstance(slope, int | float) else None
-
-
-def writes_in_place(node: fx.Node) -> bool:
-    """True where `node` may change a tensor that it reads."""
-    module = called_module(node)
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return name.startswith("i") and hasattr(operator, name[1:]) or name == "setitem"
-    inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
-    return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
