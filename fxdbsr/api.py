@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unwrap
-from fxdbsr.kernels.choice import as_backend
+from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
 from fxdbsr.passes import CONVERT, PREPARE, run
 from fxdbsr.passes.lowering import Lowering
@@ -160,6 +160,8 @@ def convert(
     else:
         check_block_size(model, block_size)
         source = model if inplace else _copied(model)
+    weight = next(p for p in source.parameters() if p.is_floating_point())
+    check_available(backend, weight.dtype, weight.device)
     source.eval()
     traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
     assert isinstance(traced, fx.GraphModule)

@@ -90,3 +90,15 @@ def choose(
 def density_limit(grid: BlockGrid) -> float:
     """Density up to which a block-sparse conv is expected to beat a dense one, by block height."""
     return 0.8 if grid.block_size[0] >= 16 else 0.6
+
+
+def check_available(backend: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a backend asked for by name that can run nothing here.
+
+    Raises:
+        RuntimeError: the message says why.
+    """
+    grid = BlockGrid(64, 64, (3, 3), 1, (32, 32))
+    reason = why_not(backend, grid, (1, 1), (1, 1), (1, 1), dtype, device) if backend != "auto" else None
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")

@@ -27,9 +27,16 @@ CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:
-    """Apply `passes` in order to `model`, in place; after each one the graph is valid and the model runs."""
+    """Apply `passes` in order to `model`, in place; after each one the graph is valid and the model runs.
+
+    Raises:
+        TypeError, ValueError: a pass refuses the model; the message begins with the pass's name.
+    """
     for apply in passes:
-        apply(model, options)
+        try:
+            apply(model, options)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{apply.__name__}: {error}") from error
         model.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
         model.graph.lint()
         model.recompile()
