@@ -56,9 +56,7 @@ class Outcome:
     @property
     def passed(self) -> bool:
         """True where every sentence of the module's docstring holds."""
-        return (
-            self.unchanged and self.input_effect > MIN_EFFECT and all(e <= self.bound for e in self.errors.values())
-        )
+        return self.unchanged and self.input_effect > MIN_EFFECT and all(e <= self.bound for e in self.errors.values())
 
 
 def traceable_models() -> list[str]:
@@ -90,7 +88,7 @@ def example(name: str, batch: int, size: int | None = None) -> Tensor:
     """Random images, or clips for video models; each with a contrast and a brightness of its own."""
     fixed = name.startswith(("vit", "maxvit", "swin", "inception", "mvit"))
     side = size if size and not fixed else 299 if name.startswith("inception") else 224
-    shape = (batch, 3, side, side)
+    shape: tuple[int, ...] = (batch, 3, side, side)
     if name in torchvision.models.list_models(torchvision.models.video):
         shape = (batch, 3, 16, 112, 112) if not fixed else (batch, 3, 16, 224, 224)
     index = torch.arange(batch).view(-1, *[1] * (len(shape) - 1))
@@ -212,12 +210,13 @@ def main() -> int:
             arguments.json.write_text(json.dumps({"versions": versions, "models": rows}, indent=1) + "\n")
     columns = ["model", "layers", "blocks", "prepare_s", "convert_s", "eager_error", "bound"]
     rows_ = [
-        [getattr(o, c) for c in columns] + [max(o.errors.values()), "ok" if o.passed else "FAIL"]
-        for o in outcomes
+        [getattr(o, c) for c in columns] + [max(o.errors.values()), "ok" if o.passed else "FAIL"] for o in outcomes
     ]
     print(tabulate(rows_, headers=[*columns, "error", ""], floatfmt=".2g"))
     failed = [o.model for o in outcomes if not o.passed]
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} models pass{': not ' + ', '.join(failed) if failed else ''}")
+    print(
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} models pass{': not ' + ', '.join(failed) if failed else ''}"
+    )
     return 1 if failed else 0
 
 

@@ -183,6 +183,4 @@ def check_block_size(model: nn.Module, block_size: Any) -> None:
             grid = module.grid
             other = BlockGrid.of(grid.weight_shape, wanted, grid.groups, grid.transposed)
             if other != grid:
-                raise ValueError(
-                    f"block_size: {name} was prepared with blocks of {grid.block_size}, got {block_size}"
-                )
+                raise ValueError(f"block_size: {name} was prepared with blocks of {grid.block_size}, got {block_size}")

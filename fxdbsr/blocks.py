@@ -125,14 +125,16 @@ class BlockGrid:
         if not self.transposed:
             return weight
         parts = weight.unflatten(0, (self.groups, self.in_channels // self.groups))
-        return parts.transpose(1, 2).flatten(0, 1)
+        whole: Tensor = parts.transpose(1, 2).flatten(0, 1)
+        return whole
 
     def from_out_in(self, weight: Tensor) -> Tensor:
         """The inverse of `to_out_in`."""
         if not self.transposed:
             return weight
         parts = weight.unflatten(0, (self.groups, self.out_channels // self.groups))
-        return parts.transpose(1, 2).flatten(0, 1)
+        whole: Tensor = parts.transpose(1, 2).flatten(0, 1)
+        return whole
 
     def scale(self, weight: Tensor, scale: Tensor) -> Tensor:
         """`expand(scale) * weight`: every block of `weight` (as stored) times its entry of `scale`.
@@ -165,7 +167,8 @@ class BlockGrid:
         pad = (-t.shape[2] % self.block_size[1], -t.shape[1] % self.block_size[0])
         t = torch.nn.functional.pad(t, (0, pad[0], 0, pad[1]))
         t = t.unflatten(2, (-1, self.block_size[1])).unflatten(1, (-1, self.block_size[0])).sum((2, 4))
-        return t.flatten(0, 1)
+        sums: Tensor = t.flatten(0, 1)
+        return sums
 
     def nonzero(self, weight: Tensor) -> Tensor:
         """`[rows, columns]` bool: the blocks of `weight` (as stored) that hold anything but zeros."""

@@ -78,8 +78,7 @@ class BlockConfig:
             if not isinstance(mapping, Mapping):
                 raise TypeError(f"{what}: expected a dict, got {mapping!r}")
             return {
-                key: None if size is None else as_block_size(size, f"{what}[{key!r}]")
-                for key, size in mapping.items()
+                key: None if size is None else as_block_size(size, f"{what}[{key!r}]") for key, size in mapping.items()
             }
 
         size = None if self.block_size is None else as_block_size(self.block_size)

@@ -51,7 +51,8 @@ class TracedModule(fx.GraphModule):
         self.training = root.training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
-        new: TracedModule = super().__deepcopy__(memo)
+        new = super().__deepcopy__(memo)
+        assert isinstance(new, TracedModule)
         for part in _STATE:
             new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
         new.training = self.training
@@ -92,7 +93,7 @@ class TwoGraphModule(nn.Module):
         return part(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for part in self.__dict__["_parts"]:
             _share_state(self, part)
 
@@ -129,10 +130,8 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     try:
         return Tracer().trace(root, concrete_args)
     except Exception as error:
-        mode = "training" if training else "eval"
-        raise ValueError(
-            f"{type(root).__name__} cannot be traced by torch.fx in {mode} mode: {error}"
-        ) from error
+        asked = "training" if training else "eval"
+        raise ValueError(f"{type(root).__name__} cannot be traced by torch.fx in {asked} mode: {error}") from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -186,7 +185,7 @@ def writes_in_place(node: fx.Node) -> bool:
         return bool(getattr(module, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return name.startswith("i") and hasattr(operator, name[1:]) or name == "setitem"
+        return (name.startswith("i") and hasattr(operator, name[1:])) or name == "setitem"
     inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
     return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
 

@@ -72,7 +72,7 @@ def blocked_layers(model: nn.Module) -> list[BlockedLayer]:
     for prefix, part in graph_modules(root):
         for node in part.graph.nodes:
             if isinstance(function := called_module(node), ScaledFunction):
-                targets = [str(argument.target) for argument in node.args[1:4]]  # type: ignore[union-attr]
+                targets = [str(argument.target) for argument in node.args[1:4]]
                 weight, scale, mask = (get_attribute(part, target) for target in targets)
                 add(f"{prefix}.{targets[0]}" if prefix else targets[0], function, weight, scale, mask)
     if not found:

@@ -87,9 +87,7 @@ def _check(
         raise ValueError(f"input: too small for the kernel, {tuple(input.shape)} gives output size {spatial}")
     whole = (input.shape[0], out_channels, *spatial)
     if residual is not None and (residual.shape != whole or residual.dtype != input.dtype):
-        raise ValueError(
-            f"residual: expected {whole} {input.dtype}, got {tuple(residual.shape)} {residual.dtype}"
-        )
+        raise ValueError(f"residual: expected {whole} {input.dtype}, got {tuple(residual.shape)} {residual.dtype}")
     return spatial
 
 
@@ -154,7 +152,7 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.movedim(1, last).contiguous().movedim(last, 1)
 
 
-@torch.library.register_fake("fxdbsr::conv", lib=_library)
+@torch.library.register_fake("fxdbsr::conv", lib=_library)  # type: ignore[untyped-decorator]
 def _fake(input: Tensor, values: Tensor, *args: Any) -> Tensor:
     out_channels, stride, padding, dilation = args[6:10]
     spatial = output_size(input.shape[2:], values.shape[3:], stride, padding, dilation)
@@ -170,9 +168,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors
     wanted = [need and t is not None for need, t in zip(ctx.needs_input_grad[:6], tensors, strict=True)]
     with torch.enable_grad():
-        leaves = [
-            None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)
-        ]
+        leaves = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
         y = engine_conv("reference")(*leaves, [], *ctx.arguments)
         sources = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
         found = iter(torch.autograd.grad(y, sources, grad))

@@ -68,9 +68,12 @@ def call_as_layer(node: fx.Node, function: ScaledFunction) -> None:
             device="meta",
             **arguments,
         )
-    layer.weight, layer.bias = weight, bias
+    layer.register_parameter("weight", weight)
+    layer.register_parameter("bias", bias)
     scale_layer_(layer, grid, function.form)
-    layer.scale, layer.mask, layer.training = scale, mask, False
+    layer.register_parameter("scale", scale)
+    layer.register_buffer("mask", mask)
+    layer.training = False
     model.add_submodule(str(node.target), layer)
     with node.graph.inserting_before(node):
         new = node.graph.call_module(str(node.target), (x,))

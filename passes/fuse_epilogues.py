@@ -93,7 +93,7 @@ def activation_of(node: fx.Node) -> tuple[str, float] | None:
         hooked = module._forward_hooks or module._forward_pre_hooks
         name = None if hooked else MODULES.get(type(module))
         return None if name is None else (name, float(getattr(module, "negative_slope", 0.01)))
-    name = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None  # type: ignore
+    name = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if name is None:
         return None
     slope = node.kwargs.get("negative_slope", node.args[1] if name == "leaky_relu" and node.args[1:] else 0.01)

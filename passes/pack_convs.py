@@ -70,4 +70,4 @@ def unscale_(layer: ScaledLayer) -> None:
     kind = plain_type(type(layer))
     assert kind is not None
     del layer.scale, layer.mask
-    layer.__class__ = kind
+    layer.__class__ = kind  # type: ignore[assignment]

@@ -76,7 +76,7 @@ def why_unscalable_call(node: fx.Node) -> str | None:
         return f"its weight {weight.target} is not a parameter"
     constants = [value for key, value in arguments.items() if key not in ("input", "weight", "bias")]
     dynamic: list[fx.Node] = []
-    fx.node.map_arg(constants, dynamic.append)  # type: ignore[arg-type]
+    fx.node.map_arg(constants, dynamic.append)
     if dynamic:
         return f"its {dynamic[0]} is computed in the forward"
     return None
@@ -92,7 +92,7 @@ def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:
         return None
     model = node.graph.owning_module
     assert model is not None
-    kind = FUNCTIONS[node.target][0]  # type: ignore[index]
+    kind = FUNCTIONS[node.target][0]
     arguments = arguments_of(node)
     name = str(arguments["weight"].target)
     block_size = selection.block_size_of(model.get_submodule(name.rpartition(".")[0]), name, kind)
@@ -106,4 +106,5 @@ def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The arguments of the functional conv `node` by name."""
-    return dict(zip(FUNCTIONS[node.target][1], node.args, strict=False)) | node.kwargs  # type: ignore[index]
+    assert callable(node.target)
+    return dict(zip(FUNCTIONS[node.target][1], node.args, strict=False)) | node.kwargs

@@ -20,9 +20,7 @@ def scale_layers(model: fx.GraphModule, selection: Selection) -> None:
     calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
     layers = {name: model.get_submodule(name) for name in calls}
     grids = {
-        name: grid
-        for name, layer in layers.items()
-        if (grid := grid_of_layer(layer, name, selection)) is not None
+        name: grid for name, layer in layers.items() if (grid := grid_of_layer(layer, name, selection)) is not None
     }
     by_weight = {id(layer.weight): layer for layer in layers.values() if isinstance(layer, ScaledLayer)}
     for name, grid in grids.items():

@@ -66,10 +66,8 @@ def test_blocks_cover_every_weight_once(grid: BlockGrid) -> None:
 def test_rows_follow_the_methods_rule(out: int, groups: int, bh: int) -> None:
     per_group, total = out, out * groups
     grid = BlockGrid.of((total, 16, 3, 3), (bh, 5), groups)
-    if per_group >= bh:
-        rows = groups * ceil(per_group / bh)
-    else:
-        rows = ceil(groups / (bh // per_group)) if groups > 1 else 1
+    whole_groups = ceil(groups / (bh // per_group)) if per_group < bh and groups > 1 else 1
+    rows = groups * ceil(per_group / bh) if per_group >= bh else whole_groups
     assert grid.shape == (rows, ceil(16 / 5))
 
 

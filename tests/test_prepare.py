@@ -28,7 +28,8 @@ class Functional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(F.conv2d(x, self.inner.w, None, padding=1))  # type: ignore[arg-type]
         y = self.conv(y) + self.conv(2 * y) + torch.ones(1)
-        return y + F.conv2d(y, self.conv.weight, stride=1, padding="same")
+        z: Tensor = y + F.conv2d(y, self.conv.weight, stride=1, padding="same")
+        return z
 
 
 class Branchy(nn.Module):
@@ -167,9 +168,9 @@ def test_in_place_writes_whose_result_nobody_reads_stay() -> None:
             self.conv = nn.Conv2d(3, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
+            y: Tensor = self.conv(x)
             y[:, 1:].add_(1)
-            y[:, 0] = 0
+            y.mul_(2)
             return y
 
     model, x = Model(), torch.randn(1, 3, 2, 2)
@@ -277,7 +278,7 @@ def test_bad_input_is_refused_and_the_model_unchanged(
 
 
 def test_what_is_not_a_module_or_prepared_already_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected an nn.Module, got builtin"):
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got builtin"):
         fxdbsr.prepare(torch.relu)  # type: ignore[arg-type]
     prepared = fxdbsr.prepare(nn.Sequential(nn.Conv2d(3, 4, 1)))
     with pytest.raises(ValueError, match="prepared already"):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import ops as _ops  # noqa: F401  (registers torch.ops.fxdbsr)
 from fxdbsr.kernels.choice import choose, engine_module
+from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
 
 
@@ -71,9 +71,7 @@ class PackedConv(nn.Module):
     def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
         arguments = (self.grid, self.stride, self.padding, self.dilation)
-        self.engine, self.reason = choose(
-            self.backend, self.density, *arguments, self.values.dtype, self.values.device
-        )
+        self.engine, self.reason = choose(self.backend, self.density, *arguments, self.values.dtype, self.values.device)
         self.derive()
 
     def derive(self) -> None:
@@ -86,9 +84,7 @@ class PackedConv(nn.Module):
             module = engine_module(self.engine)
             assert module is not None
             self.values = module.layout(self.values)
-            self._derived = module.tables(
-                self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation
-            )
+            self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -102,52 +98,51 @@ class PackedConv(nn.Module):
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])
-        if self.engine == "dense":
-            y = self._dense(x)
-        else:
-            r = residual
-            fits = r is None or (batched and self._fits(x, r))
-            y = torch.ops.fxdbsr.conv(
-                x,
-                self.values,
-                self.crow_indices,
-                self.col_indices,
-                self.bias,
-                r if fits else None,
-                self._derived,
-                self.grid.in_channels,
-                self.grid.out_channels,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.grid.groups,
-                self.activation if fits else "none",
-                self.negative_slope,
-                self.engine,
-            )
-            if fits:
-                return y if batched else y.squeeze(0)
+        if self.engine != "dense" and batched and self._fits(x, residual):
+            return self._packed(x, residual, self.activation)
+        y = self._dense(x) if self.engine == "dense" else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
-        if residual is not None:
-            y = y + residual
-        return activate(y, self.activation, self.negative_slope)
+        return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
+
+    def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        y: Tensor = torch.ops.fxdbsr.conv(
+            x,
+            self.values,
+            self.crow_indices,
+            self.col_indices,
+            self.bias,
+            residual,
+            self._derived,
+            self.grid.in_channels,
+            self.grid.out_channels,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.grid.groups,
+            activation,
+            self.negative_slope,
+            self.engine,
+        )
+        return y
 
     def _dense(self, x: Tensor) -> Tensor:
         function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
-        return function(
-            x, self._derived[0], self.bias, self.stride, self.padding, self.dilation, self.grid.groups
-        )
+        weight = self._derived[0]
+        y: Tensor = function(x, weight, self.bias, self.stride, self.padding, self.dilation, self.grid.groups)
+        return y
 
-    def _fits(self, x: Tensor, residual: Tensor) -> bool:
-        spatial = _ops.output_size(
-            x.shape[2:], self.grid.kernel_size, self.stride, self.padding, self.dilation
-        )
-        shape = (x.shape[0], self.grid.out_channels, *spatial)
-        return tuple(residual.shape) == shape and residual.dtype == self.values.dtype
+    def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
+        """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
+        if residual is None:
+            return True
+        if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
+            return False
+        spatial = output_size(x.shape[2:], self.grid.kernel_size, self.stride, self.padding, self.dilation)
+        return tuple(residual.shape) == (x.shape[0], self.grid.out_channels, *spatial)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         before = (self.values.dtype, self.values.device)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if (self.values.dtype, self.values.device) != before:
             old = self.engine
             self.choose_engine()

@@ -39,7 +39,7 @@ class _ClampStraightThrough(torch.autograd.Function):
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
     """What multiplies the blocks, `[rows, columns]`: zero where the mask is off."""
     s = scale if form == "product" else _ClampStraightThrough.apply(scale)
-    return s * mask  # type: ignore[no-any-return]
+    return s * mask
 
 
 class Blocked(nn.Module):
@@ -69,17 +69,14 @@ class Blocked(nn.Module):
         if len(self.positions) >= self.calls or torch.compiler.is_compiling():
             return
         axes = len(self.grid.kernel_size)
-        if axes:
-            spatial = (x if self.grid.transposed else y).shape[-axes:]
-        else:
-            spatial = y.shape[1:-1]
+        spatial = (x if self.grid.transposed else y).shape[-axes:] if axes else y.shape[1:-1]
         self.positions.append(prod(int(n) for n in spatial))
 
 
 class ScaledLayer(Blocked):
     """A conv or linear layer whose own weight is blocked; mixed into the torch class."""
 
-    weight: nn.Parameter
+    weight: Any
     scale: nn.Parameter
     mask: Tensor
 
@@ -183,9 +180,7 @@ class ScaledFunction(Blocked):
         self.block_(grid, form)
         self.function, self.arguments = function, arguments
 
-    def forward(
-        self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """The function with the scaled weight."""
         scaled = self.grid.scale(weight, effective_scale(scale, mask, self.form))
         y: Tensor = self.function(input, scaled, bias, **self.arguments)
