@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def frozen(model: nn.Module, x: Tensor) -> Callable[[], Any]:
     compiled = torch.compile(copy.deepcopy(model))
     with torch.no_grad():
         compiled(x)
-    return lambda: compiled(x)
+    return partial(compiled, x)
 
 
 def pruned(model: nn.Module, block: tuple[int, int], sparsity: float, stem: str | None) -> nn.Module:
@@ -50,6 +52,11 @@ def pruned(model: nn.Module, block: tuple[int, int], sparsity: float, stem: str 
         mask[torch.randperm(count, generator=generator)[:keep]] = True
         layer.set_mask(mask.view_as(layer.mask))
     return prepared.eval()
+
+
+def engines(model: nn.Module) -> dict[str, int]:
+    """How many packed convs of `model` each engine runs."""
+    return dict(Counter(module.engine for module in model.modules() if isinstance(module, PackedConv)))
 
 
 def main() -> None:
@@ -79,17 +86,12 @@ def main() -> None:
             size = (batch, 3, arguments.size, arguments.size)
             x = torch.randn(size, dtype=dtype).contiguous(memory_format=torch.channels_last)
             base = frozen(dense, x)
-            arms: dict[str, Callable[[], Any]] = {"eager": lambda x=x, m=dense: m(x)}
-            arms |= {f"{s:.0%}": lambda x=x, m=m: m(x) for s, m in converted.items()}
-            for arm, call in arms.items():
+            arms = {"eager": dense} | {f"{sparsity:.0%}": arm for sparsity, arm in converted.items()}
+            for arm, module in arms.items():
                 with torch.inference_mode():
-                    ratio = paired(base, call, arguments.pairs)
-                packed = [m for m in converted[next(iter(converted))].modules() if isinstance(m, PackedConv)]
-                rows.append(
-                    {"model": name, "batch": batch, "block": arguments.block, "dtype": arguments.dtype, "arm": arm}
-                    | {"layers": len(packed)}
-                    | as_row(ratio)
-                )
+                    ratio = paired(base, partial(module, x), arguments.pairs)
+                row = {"model": name, "batch": batch, "block": arguments.block, "dtype": arguments.dtype, "arm": arm}
+                rows.append(row | {"engines": engines(module)} | as_row(ratio))
                 print(rows[-1], flush=True)
     if arguments.json:
         write_lines(arguments.json, rows)
