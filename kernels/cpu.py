@@ -25,7 +25,7 @@ from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
 from fxdbsr.kernels.cpu_tile import Job
 from fxdbsr.kernels.geometry import output_size
 
-_PANEL_BYTES = 256 * 1024  # of packed input that a thread works on: what a second-level cache holds
+_PANEL_BYTES = int(__import__('os').environ.get('PB','256')) * 1024  # of packed input that a thread works on: what a second-level cache holds
 _WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
@@ -256,7 +256,9 @@ def _plan(
         pack = in_channels // groups % bc != 0 or _conflicts(pitch, tile[1])
         panel, panels, row_groups = _split_flat(pixels, tile[1], in_channels * bytes_, threads)
     else:
-        tile, pack = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0])), True
+        tile = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
+        pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
+        pack = pack or _conflicts(stride[1] * in_channels * bytes_, tile[1])
         panel = 0
     width = (q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1
     panel_rows = 1 if flat else _panel_rows(p, tile[0], r, stride[0], width * in_channels * bytes_)
@@ -346,7 +348,7 @@ def _conflicts(pitch: int, pixels: int) -> bool:
     sets = 1
     while pitch % (4096 // sets) and sets < 64:
         sets *= 2
-    return sets * _WAYS < 2 * pixels
+    return sets * _WAYS < pixels
 
 
 def _split_flat(pixels: int, tile: int, pixel_bytes: int, threads: int) -> tuple[int, int, int]:

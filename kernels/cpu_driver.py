@@ -91,8 +91,10 @@ class _Driver:
         for i, name in enumerate(ARGUMENTS):
             at = code.at("%block", i, "i64")
             code.emit(f"%{name} = load {'ptr' if name in POINTERS else 'i64'}, ptr {at}")
-        if job.flat:
-            self.plane = code.mul("%panel", job.block[1]) if job.pack else str(job.block[1])
+        if not job.pack:
+            self.plane = str(job.block[1])
+        elif job.flat:
+            self.plane = code.mul("%panel", job.block[1])
         if job.pack:
             mine = code.mul(code.mul("%thread", self.plane), job.grid[1] * job.groups)
             self.scratch = code.at("%scratch", mine, job.element)
@@ -132,7 +134,6 @@ class _Driver:
     def _flat(self, panel: str) -> tuple[Callable[[], None], str, Callable[[_Call], None]]:
         """How to pack the panel, where its input lies, and its tiles."""
         code, job, width = self.code, self.job, self.job.tile[1]
-        pitch = job.block[1] if job.pack else job.channels[0]
         start = code.mul(panel, "%panel")
         stop = code.least(code.add(start, "%panel"), "%pixels")
         start = code.least(start, code.op("sub", "%pixels", width))
@@ -149,7 +150,7 @@ class _Driver:
         def tiles(call: _Call) -> None:
             def one(i: str) -> None:
                 i = code.least(i, code.op("sub", count, width))
-                call(code.mul(i, pitch), code.mul(code.add(start, i), job.channels[1]), "0", "1")
+                call(code.mul(i, job.pitches[1]), code.mul(code.add(start, i), job.channels[1]), "0", "1")
 
             code.loop("tile", 0, count, width, one)
 
@@ -213,8 +214,7 @@ class _Driver:
 
                 def one(b: str) -> None:
                     b = code.least(b, Q - width)
-                    x_row = code.mul(code.mul(a, job.step[0]), job.panel[1])
-                    at_x = code.mul(code.add(x_row, code.mul(b, job.step[1])), job.block[1])
+                    at_x = code.add(code.mul(a, job.pitches[0]), code.mul(b, job.pitches[1]))
                     at_y = code.add(code.add(y, code.mul(a, Q)), b)
                     call(at_x, code.mul(at_y, job.channels[1]), first, last)
 
@@ -222,7 +222,10 @@ class _Driver:
 
             code.loop("tile_row", 0, rows, height, tile_row)
 
-        return pack, self.scratch, tiles
+        if job.pack:
+            return pack, self.scratch, tiles
+        above = code.add(code.mul(image, H * W * job.channels[0]), code.mul(top, job.pitches[0]))
+        return pack, code.at("%x", above, job.element), tiles
 
     def _row(self, row: str, x: str, tiles: Callable[[Callable[..., None]], None]) -> None:
         """All tiles of a panel for one row of blocks."""

@@ -24,7 +24,7 @@ from math import ceil
 from fxdbsr.kernels.jit import Target
 from fxdbsr.kernels.llvm import Code
 
-_PREFETCH = 4096  # bytes ahead of the weights in use
+_PREFETCH = int(__import__('os').environ.get('PF','4096'))  # bytes ahead of the weights in use
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,13 @@ class Job:
         """(rows, columns) of the packed panel; unused where `flat`."""
         parts = zip((self.panel_rows, self.out[1]), self.step, self.dilation, self.kernel, strict=True)
         return tuple((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in parts)  # type: ignore[return-value]
+
+    @property
+    def pitches(self) -> tuple[int, int]:
+        """Elements of x from an output pixel to the next below and to the right."""
+        if self.pack:
+            return self.step[0] * self.panel[1] * self.block[1], self.step[1] * self.block[1]
+        return self.stride[0] * self.size[1] * self.channels[0], self.stride[1] * self.channels[0]
 
     @property
     def element(self) -> str:
@@ -210,7 +217,7 @@ class _Tile:
         """The run of k at x and w, unrolled where it divides."""
         code, element = self.code, self.job.element
         whole = self.run // self.k_step
-        unroll = max(n for n in range(1, 9) if whole % n == 0) * self.k_step
+        unroll = max(n for n in range(1, 1+int(__import__('os').environ.get('UN','8'))) if whole % n == 0) * self.k_step
 
         def steps(k: str, sums: list[str]) -> list[str]:
             at_w = code.at(w, code.mul(k, self.job.block[0]), element)
@@ -224,15 +231,15 @@ class _Tile:
         """The steps at each of `ks`; a step past `end` takes only its first k."""
         code, sums = self.code, [*sums]
         row = self.job.block[0] * self.job.bytes
-        for offset in range(ks.start * row, end * row, 64) if len(ks) else ():
-            far = code.at(w, offset + _PREFETCH, "i8")
-            code.emit(f"call void @llvm.prefetch.p0(ptr {far}, i32 0, i32 3, i32 1)")
-        pitch = self.job.block[1] if self.job.pack else self.job.channels[0]
+        down, right = self.job.pitches
         for k in ks:
             half = k + self.k_step > end
+            for line in range(-(-k * row // 64) * 64, (k + self.k_step) * row, 64):
+                far = code.at(w, line + _PREFETCH, "i8")
+                code.emit(f"call void @llvm.prefetch.p0(ptr {far}, i32 0, i32 3, i32 1)")
             weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
             for p, (a, b) in enumerate(self.pixels):
-                offset = a * self.job.step[0] * self.line + b * self.job.step[1] * pitch + k
+                offset = a * down + b * right + k
                 inputs = {
                     n: self._broadcast(x, offset, n, half)
                     for n in dict.fromkeys(n for _, n, _ in self.vectors)
