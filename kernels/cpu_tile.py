@@ -145,6 +145,7 @@ class _Tile:
         self.side = side if self.run % (side * unit) == 0 else 1  # k (or pairs) in a vector
         self.k_step = self.side * unit
         self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]
+        self.woven = job.bfloat16 and width == 2 * lanes == 32
         self.types = [f"<{n} x float>" for _ in self.pixels for _, n, _ in self.vectors]
 
     def _vectors(self) -> list[tuple[int, int, int]]:
@@ -158,10 +159,12 @@ class _Tile:
     def write(self) -> str:
         job, code = self.job, self.code
         first = ["zeroinitializer"] * len(self.vectors)
-        if job.bias and self.side == 1:
+        if job.bias and self.side == 1 and not self.woven:
             first = [self._widened("%bias", start, n, count) for start, n, count in self.vectors]
         sums = self._loop("block", 0, "%n", 1, self._block, first * len(self.pixels))
         for p, (a, b) in enumerate(self.pixels):
+            if self.woven:
+                sums[2 * p : 2 * p + 2] = self._unwoven(*sums[2 * p : 2 * p + 2])
             for v, (start, n, count) in enumerate(self.vectors):
                 offset = (a * job.out[1] + b) * job.channels[1] + start
                 self._store(sums[p * len(self.vectors) + v], offset, start, n, count)
@@ -237,7 +240,10 @@ class _Tile:
             for line in range(-(-k * row // 64) * 64, (k + self.k_step) * row, 64):
                 far = code.at(w, line + _PREFETCH, "i8")
                 code.emit(f"call void @llvm.prefetch.p0(ptr {far}, i32 0, i32 3, i32 1)")
-            weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
+            if self.woven:
+                weights = self._woven(w, k, half)
+            else:
+                weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
             for p, (a, b) in enumerate(self.pixels):
                 offset = a * down + b * right + k
                 inputs = {
@@ -249,13 +255,30 @@ class _Tile:
                     sums[i] = self._multiply(sums[i], inputs[n], weights[v], n)
         return sums
 
+    def _woven(self, w: str, k: int, half: bool) -> list[str]:
+        """Pairs for 32 outputs, each 8 outputs divided among both vectors: an instruction each, no index."""
+        code, BO = self.code, self.job.block[0]
+        first = code.load(code.at(w, k * BO, "i16"), "<32 x i16>", 2)
+        second = "zeroinitializer" if half else code.load(code.at(w, (k + 1) * BO, "i16"), "<32 x i16>", 2)
+        pairs = []
+        for low in (0, 4):
+            order = [32 * h + quad + low + o for quad in range(0, 32, 8) for o in range(4) for h in (0, 1)]
+            both = self._shuffled("i16", first, second, 32, order)
+            pairs.append(code.value(f"bitcast <32 x i16> {both} to <32 x bfloat>"))
+        return pairs
+
+    def _unwoven(self, low: str, high: str) -> list[str]:
+        """The sums that `_woven` weights gave, in the order of outputs."""
+        lanes = [16 * (o % 8 // 4) + o // 8 * 4 + o % 4 for o in range(32)]
+        return [self._shuffled("float", low, high, 16, part) for part in (lanes[:16], lanes[16:])]
+
     def _weights(self, w: str, k: int, start: int, n: int, count: int, half: bool) -> str:
         """Weights of step k; for bfloat16 those of k and k + 1 of each output side by side."""
         job, code, BO = self.job, self.code, self.job.block[0]
         at = code.at(w, k * BO + start, job.element)
         if not job.bfloat16:
             return self._fitted("float", code.load(at, f"<{count} x float>", 4), count, n)
-        if self.side > 1:
+        if n == self.side * BO and not half:
             both = code.load(at, f"<{2 * n} x i16>", 2)
             order = [(2 * i + h) * BO + o for i in range(self.side) for o in range(BO) for h in (0, 1)]
             pairs = self._shuffled("i16", both, "poison", 2 * n, order)
@@ -295,12 +318,12 @@ class _Tile:
     def _store(self, value: str, offset: int, start: int, n: int, count: int) -> None:
         """Epilogue of one vector of sums: halves, residual, activation, store at y[offset]."""
         job, code = self.job, self.code
-        if self.side > 1:
+        if self.side > 1 or self.woven:
             while n > self.width:
                 upper = self._shuffled("float", value, "poison", n, range(n // 2, n))
                 n //= 2
                 value = code.value(f"fadd <{n} x float> {self._fitted('float', value, 2 * n, n)}, {upper}")
-            count = n
+            count = min(n, count)
             if job.bias:
                 value = code.value(f"fadd <{n} x float> {value}, {self._widened('%bias', start, n, n)}")
         if job.residual:
