@@ -25,7 +25,9 @@ from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
 from fxdbsr.kernels.cpu_tile import Job
 from fxdbsr.kernels.geometry import output_size
 
-_PANEL_BYTES = int(__import__('os').environ.get('PB','256')) * 1024  # of packed input that a thread works on: what a second-level cache holds
+_PANEL_BYTES = (
+    int(__import__("os").environ.get("PB", "256")) * 1024
+)  # of packed input that a thread works on: what a second-level cache holds
 _WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 

@@ -24,7 +24,7 @@ from math import ceil
 from fxdbsr.kernels.jit import Target
 from fxdbsr.kernels.llvm import Code
 
-_PREFETCH = int(__import__('os').environ.get('PF','4096'))  # bytes ahead of the weights in use
+_PREFETCH = int(__import__("os").environ.get("PF", "4096"))  # bytes ahead of the weights in use
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def declarations(job: Job) -> list[str]:
     for n in (4, 8, 16):
         v = f"<{n} x float>"
         lines.append(f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})")
+        lines.append(f"declare {v} @llvm.rint.v{n}f32({v})")
         if job.bfloat16:
             lines.append(f"declare {v} {_DOT}{32 * n}({v}, <{2 * n} x bfloat>, <{2 * n} x bfloat>)")
     return lines
@@ -220,7 +221,10 @@ class _Tile:
         """The run of k at x and w, unrolled where it divides."""
         code, element = self.code, self.job.element
         whole = self.run // self.k_step
-        unroll = max(n for n in range(1, 1+int(__import__('os').environ.get('UN','8'))) if whole % n == 0) * self.k_step
+        unroll = (
+            max(n for n in range(1, 1 + int(__import__("os").environ.get("UN", "8"))) if whole % n == 0)
+            * self.k_step
+        )
 
         def steps(k: str, sums: list[str]) -> list[str]:
             at_w = code.at(w, code.mul(k, self.job.block[0]), element)
@@ -347,6 +351,26 @@ class _Tile:
                 f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}"
             )
 
+        def plus_product(a: str, b: str | float, c: str | float) -> str:
+            b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
+            return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
+
+        def one_plus_exp_minus(value: str) -> str:
+            """1 + exp(-value), infinite for NaN: 2^n times a polynomial of the rest (Cephes, expf)."""
+            negative = code.value(f"fneg {vector} {value}")
+            x = clip(clip(negative, "olt", 89.0), "ogt", -87.0)
+            scaled = code.value(f"fmul {vector} {x}, {constant(1.44269504088896341)}")
+            whole = code.value(f"call {vector} @llvm.rint.v{n}f32({vector} {scaled})")
+            rest = plus_product(whole, 2.12194440e-4, plus_product(whole, -0.693359375, x))
+            sum_ = constant(1.9875691500e-4)
+            for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+                sum_ = plus_product(sum_, rest, term)
+            sum_ = plus_product(plus_product(sum_, rest, 1.0), rest, 1.0)
+            power = code.value(f"fptosi {vector} {whole} to <{n} x i32>")
+            power = code.value(f"add <{n} x i32> {power}, <{', '.join(['i32 127'] * n)}>")
+            power = code.value(f"shl <{n} x i32> {power}, <{', '.join(['i32 23'] * n)}>")
+            return plus_product(sum_, code.value(f"bitcast <{n} x i32> {power} to {vector}"), 1.0)
+
         match self.job.activation:
             case "relu":
                 return clip(value, "ugt", 0.0)
@@ -359,6 +383,11 @@ class _Tile:
                 gate = clip(code.value(f"fadd {vector} {value}, {constant(3.0)}"), "ugt", 0.0)
                 product = code.value(f"fmul {vector} {value}, {clip(gate, 'ult', 6.0)}")
                 return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
+            case "silu":
+                return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")
+            case "sigmoid":
+                gate = code.value(f"fdiv {vector} {constant(1.0)}, {one_plus_exp_minus(value)}")
+                return clip(value, "uno", 0.0, gate)
         return value
 
     def _widened(self, pointer: str, offset: int, n: int, count: int) -> str:

@@ -164,7 +164,7 @@ CASES = [
     Case(block=(64, 16), channels=(64, 128)),
     Case(groups=2, kernel=(3, 3), padding=(1, 1), block=(16, 32), channels=(128, 64)),
     Case(groups=4, block=(16, 8), channels=(48, 96), batch=2),
-    Case(groups=8, kernel=(3, 3), padding=(1, 1), channels=(128, 128), block=(32, 32)),
+    Case(groups=8, kernel=(3, 3), padding=(1, 1), channels=(128, 128), block=(16, 16)),
     Case(groups=2, channels=(40, 40), block=(16, 16), residual=True),
     Case(batch=5, size=(1, 2)),
 ]
@@ -260,7 +260,9 @@ def test_ten_thousand_calls_from_eight_threads() -> None:
 
 
 def _same_in_child(given: Arguments, expected: Tensor, queue: Any) -> None:
-    queue.put(bool((given.run() == expected).all()))
+    output = given.run()
+    torch.set_num_threads(1)  # torch itself would wait for its lost threads
+    queue.put(torch.equal(output, expected))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -272,7 +274,8 @@ def test_forked_child_runs_serially_and_right() -> None:
     queue = context.SimpleQueue()
     child = context.Process(target=_same_in_child, args=(given, expected, queue))
     child.start()
-    child.join(60)
+    child.join(30)
+    child.kill()
     assert child.exitcode == 0
     assert queue.get()
 
