@@ -22,12 +22,10 @@ from torch import Tensor
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
-from fxdbsr.kernels.cpu_tile import Job
+from fxdbsr.kernels.cpu_tile import Job, sides
 from fxdbsr.kernels.geometry import output_size
 
-_PANEL_BYTES = (
-    int(__import__("os").environ.get("PB", "256")) * 1024
-)  # of packed input that a thread works on: what a second-level cache holds
+_PANEL_BYTES = 256 * 1024  # of packed input that a thread works on: what a second-level cache holds
 _WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
@@ -250,7 +248,7 @@ def _plan(
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
     flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
     pixels = n * p * q
-    most = _tile_pixels(target, bo)
+    most = _tile_pixels(target, dtype == torch.bfloat16, bo)
     bytes_ = 2 if dtype == torch.bfloat16 else 4
     if flat:
         tile = (1, _flat_tile(max(pixels, 1), most))
@@ -301,10 +299,11 @@ def _plan(
     )
 
 
-def _tile_pixels(target: jit.Target, height: int) -> int:
+def _tile_pixels(target: jit.Target, bfloat16: bool, height: int) -> int:
     """Pixels whose sums the registers hold, beside the weights and an input, for blocks `height` high."""
     vectors = min(target.vectors, ceil(height / target.lanes))
-    return min((target.registers - vectors - 1) // vectors, 28)
+    most = (target.registers - vectors - 1) // vectors
+    return min(most, most // 2 if sides(target, bfloat16, height) else 28)
 
 
 def _cost(tiles: int, pixels: int) -> float:

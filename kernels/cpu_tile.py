@@ -11,7 +11,8 @@ stay in registers while the blocks stream past:
 
 Inputs of neighbouring taps of a kernel row are neighbours in memory too, so they form one run of k. For
 bfloat16 a step takes k and k + 1: their weights are interleaved in registers for dot products of pairs. Where
-a block is half a vector high, a step takes two k (or pairs) side by side; the halves are added at the end.
+a block is half a vector high, a step takes two k (or pairs) side by side in every lane's place: the weights
+are interleaved, the input broadcasts two at once, and neighbouring lanes are added at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from math import ceil
 from fxdbsr.kernels.jit import Target
 from fxdbsr.kernels.llvm import Code
 
-_PREFETCH = int(__import__("os").environ.get("PF", "4096"))  # bytes ahead of the weights in use
+_PREFETCH = 4096  # bytes ahead of the weights in use
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def widths(job: Job, height: int) -> list[tuple[int, int]]:
     return [(start, min(most, height - start)) for start in range(0, height, most)]
 
 
+def sides(target: Target, bfloat16: bool, height: int) -> bool:
+    """Whether blocks `height` high take several k side by side in a vector."""
+    return height < target.lanes and target.lanes % height == 0 and (bfloat16 or not target.halves)
+
+
 def declarations(job: Job) -> list[str]:
     """Declarations of the intrinsics that micro-kernels call."""
     lines = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
@@ -142,8 +148,8 @@ class _Tile:
         self.line = job.panel[1] * job.block[1]  # elements of a panel row
         self.run = job.block[1] * (job.kernel[1] if job.dilation[1] == 1 else 1)  # inputs side by side
         lanes, unit = job.target.lanes, 2 if job.bfloat16 else 1
-        side = lanes // width if width == job.block[0] and lanes % width == 0 else 1
-        self.side = side if self.run % (side * unit) == 0 else 1  # k (or pairs) in a vector
+        self.side = lanes // width if sides(job.target, job.bfloat16, width) and width == job.block[0] else 1
+        self.side = self.side if self.run % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
         self.k_step = self.side * unit
         self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]
         self.woven = job.bfloat16 and width == 2 * lanes == 32
@@ -221,10 +227,7 @@ class _Tile:
         """The run of k at x and w, unrolled where it divides."""
         code, element = self.code, self.job.element
         whole = self.run // self.k_step
-        unroll = (
-            max(n for n in range(1, 1 + int(__import__("os").environ.get("UN", "8"))) if whole % n == 0)
-            * self.k_step
-        )
+        unroll = max(n for n in range(1, 9) if whole % n == 0) * self.k_step
 
         def steps(k: str, sums: list[str]) -> list[str]:
             at_w = code.at(w, code.mul(k, self.job.block[0]), element)
@@ -281,10 +284,12 @@ class _Tile:
         job, code, BO = self.job, self.code, self.job.block[0]
         at = code.at(w, k * BO + start, job.element)
         if not job.bfloat16:
-            return self._fitted("float", code.load(at, f"<{count} x float>", 4), count, n)
+            raw = self._fitted("float", code.load(at, f"<{count} x float>", 4), count, n)
+            order = [i * BO + o for o in range(BO) for i in range(self.side)]
+            return raw if self.side == 1 else self._shuffled("float", raw, "poison", n, order)
         if n == self.side * BO and not half:
             both = code.load(at, f"<{2 * n} x i16>", 2)
-            order = [(2 * i + h) * BO + o for i in range(self.side) for o in range(BO) for h in (0, 1)]
+            order = [i * BO + o for o in range(BO) for i in range(2 * self.side)]
             pairs = self._shuffled("i16", both, "poison", 2 * n, order)
         else:
             first = self._fitted("i16", code.load(at, f"<{count} x i16>", 2), count, n)
@@ -308,7 +313,7 @@ class _Tile:
                 else f"load {unit}, ptr {at}, align {self.job.bytes}"
             )
             words = code.value(f"insertelement <1 x {unit}> poison, {unit} {code.value(word)}, i32 0")
-        spread = self._shuffled(unit, words, "poison", side, [i * side // n for i in range(n)])
+        spread = self._shuffled(unit, words, "poison", side, [i % side for i in range(n)])
         return (
             code.value(f"bitcast <{n} x i32> {spread} to <{2 * n} x bfloat>") if self.job.bfloat16 else spread
         )
@@ -324,9 +329,9 @@ class _Tile:
         job, code = self.job, self.code
         if self.side > 1 or self.woven:
             while n > self.width:
-                upper = self._shuffled("float", value, "poison", n, range(n // 2, n))
+                even, odd = (self._shuffled("float", value, "poison", n, range(i, n, 2)) for i in (0, 1))
                 n //= 2
-                value = code.value(f"fadd <{n} x float> {self._fitted('float', value, 2 * n, n)}, {upper}")
+                value = code.value(f"fadd <{n} x float> {even}, {odd}")
             count = min(n, count)
             if job.bias:
                 value = code.value(f"fadd <{n} x float> {value}, {self._widened('%bias', start, n, n)}")

@@ -36,6 +36,7 @@ class Target:
         lanes: float32 in a vector register.
         registers: vector registers.
         vectors: vectors of outputs that a tile holds for each pixel.
+        halves: multiplies two half vectors as fast as a whole one.
         bfloat16: has bfloat16 dot products accumulating in float32.
     """
 
@@ -45,6 +46,7 @@ class Target:
     lanes: int
     registers: int
     vectors: int
+    halves: bool = False
     bfloat16: bool = False
 
 
@@ -53,7 +55,7 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
     flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if features.get("avx512f"):
         wide = features.get("avx512bf16", False) and features.get("avx512vl", False)
-        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, wide)
+        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, cpu == "znver4", wide)
     if features.get("avx2") and features.get("fma"):
         return Target(triple, cpu, flags, 8, 16, 2)
     if triple.startswith(("aarch64", "arm64")):
