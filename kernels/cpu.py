@@ -1,0 +1,396 @@
+"""The CPU engine: block-sparse conv by code compiled for this machine, on the threads of torch.
+
+    y = activation(conv(x, unpack(values)) + bias + residual)
+
+This file checks, plans and calls; `cpu_tile` and `cpu_driver` write the code, `jit` compiles it. A plan
+belongs to one set of sizes and is made when they are first seen; plans share code where they can.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
+from fxdbsr.kernels.cpu_tile import Job, sides
+from fxdbsr.kernels.geometry import output_size
+
+_PANEL_BYTES = 256 * 1024  # of packed input that a thread works on: what a second-level cache holds
+_WAYS = 8  # lines of a 4 KB column of the first-level cache
+
+
+def why_not(
+    grid: BlockGrid,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+    target: jit.Target | None = None,
+) -> str | None:
+    """Why this engine cannot run a conv on `target` (default: this machine); None if it can."""
+    if find_spec("llvmlite") is None:
+        return "llvmlite is not installed (the extra `cpu`)"
+    target = target or jit.host()
+    if target is None:
+        return "the CPU has neither AVX2 with FMA nor NEON"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the CPU engine takes float32 and bfloat16, not {dtype}"
+    if dtype == torch.bfloat16 and not target.bfloat16:
+        return "the CPU has no bfloat16 dot products (avx512_bf16)"
+    if len(grid.kernel_size) != 2 or grid.transposed:
+        return "the CPU engine takes 2-d convs that are not transposed"
+    if max(grid.kernel_size) > 7:
+        return f"the kernel {grid.kernel_size} is larger than 7"
+    bo, bc = grid.block_size
+    if max(bo, bc) > 128:
+        return f"blocks of {bo}x{bc} are larger than 128 a side"
+    if grid.groups > 1 and (min(bo, bc) < 8 or bo > grid.out_channels // grid.groups):
+        size = grid.out_channels // grid.groups, grid.in_channels // grid.groups
+        return f"a group of {size[0]}x{size[1]} channels does not hold a block of at least 8x8"
+    return None
+
+
+def layout(values: Tensor) -> Tensor:
+    """`values [nnz, BO, BC, R, S]` with the same entries, in memory as `[nnz, R, S, BC, BO]`."""
+    return values.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
+
+
+def tables(
+    grid: BlockGrid,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[Tensor]:
+    """No tensors: the code reads the indices themselves. Checks them.
+
+    Raises:
+        ValueError: an index that is not one of `grid`.
+    """
+    rows, columns = grid.shape
+    if crow_indices.shape != (rows + 1,) or crow_indices[0] != 0 or bool((crow_indices.diff() < 0).any()):
+        raise ValueError(f"crow_indices: expected {rows + 1} offsets that start at 0 and do not fall")
+    if col_indices.shape != (int(crow_indices[-1]),) or len(col_indices) != len(values):
+        raise ValueError(
+            f"col_indices: expected one for each of the {len(values)} blocks, as in crow_indices"
+        )
+    if bool(((col_indices < 0) | (col_indices >= columns)).any()):
+        raise ValueError(f"col_indices: expected columns 0 to {columns - 1}")
+    return []
+
+
+def conv(
+    input: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    tables: Sequence[Tensor],
+    in_channels: int,
+    out_channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+    avx512: bool = True,
+) -> Tensor:
+    """`[N, C, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
+
+    Args:
+        avx512: use AVX-512 where the machine has it.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+    """
+    plan = _plan(
+        input.shape,
+        values.shape,
+        values.stride(),
+        values.dtype,
+        in_channels,
+        out_channels,
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        bias is not None,
+        residual is not None,
+        activation,
+        negative_slope,
+        torch.get_num_threads() if _parallel else 1,
+        avx512,
+    )
+    if not input.is_contiguous(memory_format=torch.channels_last):
+        input = input.contiguous(memory_format=torch.channels_last)
+    if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    dtype = plan.dtype
+    if not (
+        input.dtype is dtype
+        and input.is_cpu
+        and values.is_cpu
+        and crow_indices.is_cpu
+        and col_indices.is_cpu
+        and crow_indices.dtype is torch.int32
+        and col_indices.dtype is torch.int32
+        and crow_indices.shape == plan.crow_shape
+        and col_indices.shape == plan.col_shape
+        and crow_indices.is_contiguous()
+        and col_indices.is_contiguous()
+        and (bias is None or (_fits(bias, dtype, plan.bias_shape) and bias.is_contiguous()))
+        and (residual is None or _fits(residual, dtype, plan.shape))
+    ):
+        raise _error(plan, input, values, crow_indices, col_indices, bias, residual)
+    output = torch.empty(plan.shape, dtype=dtype, memory_format=torch.channels_last)
+    if plan.run is not None:
+        plan.run(
+            input.data_ptr(),
+            output.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            values.data_ptr(),
+            crow_indices.data_ptr(),
+            col_indices.data_ptr(),
+            _scratch(plan.scratch_bytes) if plan.scratch_bytes else 0,
+            *plan.numbers,
+        )
+    return output
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call needs to know; `numbers` are the arguments of the code from nnz on."""
+
+    run: Callable[..., None] | None
+    shape: tuple[int, ...]
+    crow_shape: tuple[int]
+    col_shape: tuple[int]
+    bias_shape: tuple[int]
+    dtype: torch.dtype
+    numbers: tuple[int, ...]
+    scratch_bytes: int
+
+
+def _fits(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return tensor.dtype is dtype and tensor.is_cpu and tensor.shape == shape
+
+
+def _error(plan: _Plan, *tensors: Tensor | None) -> Exception:
+    """The error that names the first tensor that does not fit the plan."""
+    names = ("input", "values", "crow_indices", "col_indices", "bias", "residual")
+    shapes = (None, None, plan.crow_shape, plan.col_shape, plan.bias_shape, plan.shape)
+    for name, tensor, shape in zip(names, tensors, shapes, strict=True):
+        if tensor is None:
+            continue
+        dtype = torch.int32 if name.endswith("indices") else plan.dtype
+        if tensor.dtype != dtype:
+            return TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+        if not tensor.is_cpu:
+            return ValueError(f"{name}: expected on the CPU, got {tensor.device}")
+        if shape is not None and tensor.shape != shape:
+            return ValueError(f"{name}: expected {tuple(shape)}, got {tuple(tensor.shape)}")
+        if shape is not None and len(shape) == 1 and not tensor.is_contiguous():
+            return ValueError(f"{name}: expected contiguous, got stride {tensor.stride()}")
+    return AssertionError("all tensors fit")
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    input_shape: tuple[int, ...],
+    values_shape: tuple[int, ...],
+    values_stride: tuple[int, ...],
+    dtype: torch.dtype,
+    in_channels: int,
+    out_channels: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    bias: bool,
+    residual: bool,
+    activation: str,
+    negative_slope: float,
+    threads: int,
+    avx512: bool,
+) -> _Plan:
+    """Check the sizes, choose tile, panels and groups of rows, and compile."""
+    if len(values_shape) != 5:
+        raise ValueError(f"values: expected [nnz, BO, BC, R, S], got {tuple(values_shape)}")
+    nnz, bo, bc, r, s = values_shape
+    grid = BlockGrid(out_channels, in_channels, (r, s), groups, (bo, bc))
+    target = jit.host(avx512)
+    reason = why_not(grid, stride, padding, dilation, dtype, target)
+    if reason is not None or target is None:
+        raise ValueError(f"values: {reason}")
+    if len(input_shape) != 4 or input_shape[1] != in_channels:
+        raise ValueError(f"input: expected [N, {in_channels}, H, W], got {tuple(input_shape)}")
+    expected = (bo * bc * r * s, 1, bo, s * bc * bo, bc * bo)
+    if nnz and any(a != b for a, b, n in zip(values_stride, expected, values_shape, strict=True) if n > 1):
+        raise ValueError(f"values: expected the strides {expected} that `layout` gives, got {values_stride}")
+    n, _, h, w = input_shape
+    p, q = output_size((h, w), (r, s), stride, padding, dilation)
+    if p < 1 or q < 1:
+        raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
+    flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
+    pixels = n * p * q
+    most = _tile_pixels(target, dtype == torch.bfloat16, bo)
+    bytes_ = 2 if dtype == torch.bfloat16 else 4
+    if flat:
+        tile = (1, _flat_tile(max(pixels, 1), most))
+        pitch = in_channels * bytes_
+        pack = in_channels // groups % bc != 0 or _conflicts(pitch, tile[1])
+        panel, panels, row_groups = _split_flat(pixels, tile[1], in_channels * bytes_, threads)
+    else:
+        tile = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
+        pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
+        pack = pack or _conflicts(stride[1] * in_channels * bytes_, tile[1])
+        panel = 0
+    width = (q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1
+    panel_rows = 1 if flat else _panel_rows(p, tile[0], r, stride[0], width * in_channels * bytes_)
+    if not flat:
+        panels = n * ceil(p / panel_rows)
+        row_groups = 1 if panels % threads == 0 or panels >= 4 * threads else threads
+    job = Job(
+        target,
+        dtype == torch.bfloat16,
+        (in_channels, out_channels),
+        groups,
+        (bo, bc),
+        (r, s),
+        stride,
+        padding,
+        dilation,
+        (0, 0) if flat else (h, w),
+        (0, 0) if flat else (p, q),
+        bias,
+        residual,
+        activation,
+        negative_slope if activation == "leaky_relu" else 0.0,
+        tile,
+        flat,
+        pack,
+        panel_rows,
+        jit.openmp() is not None,
+    )
+    return _Plan(
+        jit.function(module(job), target, len(ARGUMENTS)) if pixels else None,
+        (n, out_channels, p, q),
+        (grid.shape[0] + 1,),
+        (nnz,),
+        (out_channels,),
+        dtype,
+        (nnz, pixels, panels, panel, row_groups, threads),
+        scratch_elements(job, panel) * bytes_ * threads,
+    )
+
+
+def _tile_pixels(target: jit.Target, bfloat16: bool, height: int) -> int:
+    """Pixels whose sums the registers hold, beside the weights and an input, for blocks `height` high."""
+    vectors = min(target.vectors, ceil(height / target.lanes))
+    most = (target.registers - vectors - 1) // vectors
+    return min(most, most // 2 if sides(target, bfloat16, height) else 28)
+
+
+def _cost(tiles: int, pixels: int) -> float:
+    """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
+    return tiles * (pixels + 0.6)
+
+
+def _flat_tile(pixels: int, most: int) -> int:
+    """Pixels of a tile for a run of `pixels`."""
+    return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n), -n))
+
+
+def _image_tile(
+    out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]
+) -> tuple[int, int]:
+    """(rows, columns) of a tile of at most `most` pixels for output size `out`.
+
+    Args:
+        out: (P, Q).
+        most: pixels.
+        taps: kernel rows.
+        rows: input rows H and stride, padding, dilation along them.
+    """
+    (P, Q), (H, stride, padding, dilation) = out, rows
+
+    def cost(tile: tuple[int, int]) -> float:
+        met = 0
+        for top in range(0, P, tile[0]):
+            last = min(top, P - tile[0]) + tile[0] - 1
+            first = last - tile[0] + 1
+            for r in range(0, taps * dilation, dilation):
+                met += last * stride + r >= padding and first * stride + r < H + padding
+        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1])
+
+    tiles = []
+    for columns in {ceil(Q / n) for n in range(ceil(Q / most), Q + 1)}:
+        tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
+    return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
+
+
+def _conflicts(pitch: int, pixels: int) -> bool:
+    """Whether lines `pitch` bytes apart, one a pixel, crowd each other out of the first-level cache."""
+    sets = 1
+    while pitch % (4096 // sets) and sets < 64:
+        sets *= 2
+    return sets * _WAYS < pixels
+
+
+def _split_flat(pixels: int, tile: int, pixel_bytes: int, threads: int) -> tuple[int, int, int]:
+    """(pixels of a panel, panels, groups of block rows)."""
+    tiles = ceil(pixels / tile)
+    if tiles < 8:
+        return tiles * tile, 1, threads
+    panels = max(1, round(tiles * tile * pixel_bytes / _PANEL_BYTES))
+    panels = ceil(panels / threads) * threads
+    size = ceil(tiles / panels) * tile
+    panels = ceil(pixels / size) if pixels else 0
+    return size, panels, 1 if panels % threads == 0 or panels >= 4 * threads else threads
+
+
+def _panel_rows(rows: int, tile: int, taps: int, stride: int, line_bytes: int) -> int:
+    """Output rows of a panel: whole tiles, about equally many in each panel, that fit the cache."""
+    fit = max(1, _PANEL_BYTES // line_bytes - taps + 1) // (stride if taps > 1 else 1)
+    fit = max(tile, fit // tile * tile)
+    panels = ceil(rows / fit)
+    return min(rows, ceil(ceil(rows / panels) / tile) * tile)
+
+
+def _scratch(size: int) -> int:
+    """Address of `size` bytes that belong to the calling thread."""
+    if getattr(_own, "size", 0) < size:
+        _own.scratch = torch.empty(size, dtype=torch.uint8)
+        _own.size = size
+        _own.address = _own.scratch.data_ptr()
+    address: int = _own.address
+    return address
+
+
+_own = threading.local()
+_parallel = jit.openmp() is not None
+
+
+def _serial_after_fork() -> None:
+    """A forked child has none of its parent's OpenMP threads, and waiting for them would never end."""
+    global _parallel
+    _parallel = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_serial_after_fork)

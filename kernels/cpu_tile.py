@@ -1,0 +1,425 @@
+"""The CPU engine's micro-kernel, written as LLVM IR: a tile of pixels times the blocks of one block row.
+
+Layouts, all dense: input `[N, H, W, C]`, output and residual `[N, P, Q, O]`, weights `[nnz, R, S, BC, BO]`,
+`col_indices [nnz]` int32. The sums of `rows x columns` pixels times up to `Target.vectors` vectors of outputs
+stay in registers while the blocks stream past:
+
+    for each block, each kernel row r that meets the image, each of the S * BC inputs k of that row:
+        load the weights of k, a vector or two; prefetch those 4 KB ahead
+        for each pixel: broadcast its input k, multiply, add
+    add the residual, apply the activation, store
+
+Inputs of neighbouring taps of a kernel row are neighbours in memory too, so they form one run of k. For
+bfloat16 a step takes k and k + 1: their weights are interleaved in registers for dot products of pairs. Where
+a block is half a vector high, a step takes two k (or pairs) side by side in every lane's place: the weights
+are interleaved, the input broadcasts two at once, and neighbouring lanes are added at the end.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from fxdbsr.kernels.jit import Target
+from fxdbsr.kernels.llvm import Code
+
+_PREFETCH = 4096  # bytes ahead of the weights in use
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the code for one conv knows. Sizes are (rows, columns) of one image.
+
+    Args:
+        target: what the code is for.
+        bfloat16: dtype of every tensor; float32 otherwise.
+        channels: (C, O) over all groups.
+        size: (H, W); (0, 0) where `flat`.
+        out: (P, Q); (0, 0) where `flat`.
+        tile: (rows, columns) of pixels; one row where `flat`.
+        flat: 1x1, stride 1, unpadded: the batch is one run of pixels.
+        pack: the input is copied to scratch `[columns of blocks, panel rows, panel columns, BC]` first.
+        panel_rows: output rows of a panel; unused where `flat`.
+        parallel: call the OpenMP runtime.
+    """
+
+    target: Target
+    bfloat16: bool
+    channels: tuple[int, int]
+    groups: int
+    block: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    size: tuple[int, int]
+    out: tuple[int, int]
+    bias: bool
+    residual: bool
+    activation: str
+    negative_slope: float
+    tile: tuple[int, int]
+    flat: bool
+    pack: bool
+    panel_rows: int
+    parallel: bool
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of blocks in a group."""
+        sizes = self.channels[1] // self.groups, self.channels[0] // self.groups
+        return ceil(sizes[0] / self.block[0]), ceil(sizes[1] / self.block[1])
+
+    @property
+    def edge(self) -> int:
+        """Outputs of the last block row of a group."""
+        return self.channels[1] // self.groups - (self.grid[0] - 1) * self.block[0]
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """Distance of neighbouring outputs' inputs in the panel; along a 1-tap axis only those are packed."""
+        return tuple(1 if k == 1 else s for k, s in zip(self.kernel, self.stride, strict=True))  # type: ignore[return-value]
+
+    @property
+    def panel(self) -> tuple[int, int]:
+        """(rows, columns) of the packed panel; unused where `flat`."""
+        parts = zip((self.panel_rows, self.out[1]), self.step, self.dilation, self.kernel, strict=True)
+        return tuple((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in parts)  # type: ignore[return-value]
+
+    @property
+    def pitches(self) -> tuple[int, int]:
+        """Elements of x from an output pixel to the next below and to the right."""
+        if self.pack:
+            return self.step[0] * self.panel[1] * self.block[1], self.step[1] * self.block[1]
+        return self.stride[0] * self.size[1] * self.channels[0], self.stride[1] * self.channels[0]
+
+    @property
+    def element(self) -> str:
+        """IR type that an element is copied with."""
+        return "i16" if self.bfloat16 else "float"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of an element."""
+        return 2 if self.bfloat16 else 4
+
+
+def widths(job: Job, height: int) -> list[tuple[int, int]]:
+    """(first output, outputs) of the parts of a block of that height that a micro-kernel computes at once."""
+    most = job.target.vectors * job.target.lanes
+    return [(start, min(most, height - start)) for start in range(0, height, most)]
+
+
+def sides(target: Target, bfloat16: bool, height: int) -> bool:
+    """Whether blocks `height` high take several k side by side in a vector."""
+    return height < target.lanes and target.lanes % height == 0 and (bfloat16 or not target.halves)
+
+
+def declarations(job: Job) -> list[str]:
+    """Declarations of the intrinsics that micro-kernels call."""
+    lines = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
+    for n in (4, 8, 16):
+        v = f"<{n} x float>"
+        lines.append(f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})")
+        lines.append(f"declare {v} @llvm.rint.v{n}f32({v})")
+        if job.bfloat16:
+            lines.append(f"declare {v} {_DOT}{32 * n}({v}, <{2 * n} x bfloat>, <{2 * n} x bfloat>)")
+    return lines
+
+
+_DOT = "@llvm.x86.avx512bf16.dpbf16ps."
+
+
+def tile(job: Job, width: int) -> str:
+    """The function `@tile_{width}` for that many outputs of a block row.
+
+    Its arguments: x, y, bias, residual at the tile's first pixel and output; `plane`, elements of x from a
+    column of blocks to the next; `col`, `w` at the row's first block; n, its blocks; first, last + 1 of R.
+    """
+    return _Tile(job, width).write()
+
+
+class _Tile:
+    def __init__(self, job: Job, width: int) -> None:
+        self.job, self.width, self.code = job, width, Code()
+        self.pixels = [(a, b) for a in range(job.tile[0]) for b in range(job.tile[1])]
+        self.line = job.panel[1] * job.block[1]  # elements of a panel row
+        self.run = job.block[1] * (job.kernel[1] if job.dilation[1] == 1 else 1)  # inputs side by side
+        lanes, unit = job.target.lanes, 2 if job.bfloat16 else 1
+        self.side = lanes // width if sides(job.target, job.bfloat16, width) and width == job.block[0] else 1
+        self.side = self.side if self.run % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
+        self.k_step = self.side * unit
+        self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]
+        self.woven = job.bfloat16 and width == 2 * lanes == 32
+        self.types = [f"<{n} x float>" for _ in self.pixels for _, n, _ in self.vectors]
+
+    def _vectors(self) -> list[tuple[int, int, int]]:
+        """(first output, lanes, outputs) of the vectors that hold the tile's outputs."""
+        vectors = []
+        for start in range(0, self.width, self.job.target.lanes):
+            count = min(self.job.target.lanes, self.width - start)
+            vectors.append((start, max(4, 1 << (count - 1).bit_length()), count))
+        return vectors
+
+    def write(self) -> str:
+        job, code = self.job, self.code
+        first = ["zeroinitializer"] * len(self.vectors)
+        if job.bias and self.side == 1 and not self.woven:
+            first = [self._widened("%bias", start, n, count) for start, n, count in self.vectors]
+        sums = self._loop("block", 0, "%n", 1, self._block, first * len(self.pixels))
+        for p, (a, b) in enumerate(self.pixels):
+            if self.woven:
+                sums[2 * p : 2 * p + 2] = self._unwoven(*sums[2 * p : 2 * p + 2])
+            for v, (start, n, count) in enumerate(self.vectors):
+                offset = (a * job.out[1] + b) * job.channels[1] + start
+                self._store(sums[p * len(self.vectors) + v], offset, start, n, count)
+        pointers = ", ".join(f"ptr noalias %{name}" for name in ("x", "y", "bias", "residual", "col", "w"))
+        return code.function(
+            f"define internal void @tile_{self.width}({pointers}, i64 %plane, i64 %n, i64 %first, i64 %last)"
+            " noinline nounwind"
+        )
+
+    def _loop(
+        self,
+        name: str,
+        start: int | str,
+        stop: int | str,
+        step: int,
+        body: Callable[..., list[str]],
+        sums: Sequence[str],
+    ) -> list[str]:
+        """A loop that carries the sums; `body(i, sums)`."""
+        carried = list(zip(self.types, sums, strict=True))
+        return self.code.loop(name, start, stop, step, lambda i, *values: body(i, [*values]), carried)
+
+    def _block(self, j: str, sums: list[str]) -> list[str]:
+        job, code = self.job, self.code
+        taps = job.kernel[0] * job.kernel[1]
+        last = job.grid[1] - 1  # a wrong index must not read outside of x
+        column = code.value(f"call i64 @llvm.umin.i64(i64 {code.index('%col', j)}, i64 {last})")
+        x = code.at("%x", code.mul(column, "%plane"), job.element)
+        w = code.at("%w", code.mul(j, taps * job.block[0] * job.block[1]), job.element)
+        if job.kernel[0] == 1:
+            return self._kernel_row(x, w, sums)
+
+        def kernel_row(r: str, sums: list[str]) -> list[str]:
+            at_x = code.at(x, code.mul(r, job.dilation[0] * self.line), job.element)
+            at_w = code.at(w, code.mul(r, job.kernel[1] * job.block[0] * job.block[1]), job.element)
+            return self._kernel_row(at_x, at_w, sums)
+
+        return self._loop("row", "%first", "%last", 1, kernel_row, sums)
+
+    def _kernel_row(self, x: str, w: str, sums: list[str]) -> list[str]:
+        job, code = self.job, self.code
+        if job.kernel[1] == 1 or job.dilation[1] == 1:
+            return self._run(x, w, sums)
+
+        def tap(s: str, sums: list[str]) -> list[str]:
+            at_x = code.at(x, code.mul(s, job.dilation[1] * job.block[1]), job.element)
+            at_w = code.at(w, code.mul(s, job.block[0] * job.block[1]), job.element)
+            return self._run(at_x, at_w, sums)
+
+        return self._loop("tap", 0, job.kernel[1], 1, tap, sums)
+
+    def _run(self, x: str, w: str, sums: list[str]) -> list[str]:
+        """The run of k at x and w, unrolled where it divides."""
+        code, element = self.code, self.job.element
+        whole = self.run // self.k_step
+        unroll = max(n for n in range(1, 9) if whole % n == 0) * self.k_step
+
+        def steps(k: str, sums: list[str]) -> list[str]:
+            at_w = code.at(w, code.mul(k, self.job.block[0]), element)
+            return self._steps(code.at(x, k, element), at_w, range(0, unroll, self.k_step), unroll, sums)
+
+        whole *= self.k_step
+        sums = self._loop("k", 0, whole, unroll, steps, sums)
+        return self._steps(x, w, range(whole, self.run, self.k_step), self.run, sums)
+
+    def _steps(self, x: str, w: str, ks: range, end: int, sums: list[str]) -> list[str]:
+        """The steps at each of `ks`; a step past `end` takes only its first k."""
+        code, sums = self.code, [*sums]
+        row = self.job.block[0] * self.job.bytes
+        down, right = self.job.pitches
+        for k in ks:
+            half = k + self.k_step > end
+            for line in range(-(-k * row // 64) * 64, (k + self.k_step) * row, 64):
+                far = code.at(w, line + _PREFETCH, "i8")
+                code.emit(f"call void @llvm.prefetch.p0(ptr {far}, i32 0, i32 3, i32 1)")
+            if self.woven:
+                weights = self._woven(w, k, half)
+            else:
+                weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
+            for p, (a, b) in enumerate(self.pixels):
+                offset = a * down + b * right + k
+                inputs = {
+                    n: self._broadcast(x, offset, n, half)
+                    for n in dict.fromkeys(n for _, n, _ in self.vectors)
+                }
+                for v, (_, n, _) in enumerate(self.vectors):
+                    i = p * len(self.vectors) + v
+                    sums[i] = self._multiply(sums[i], inputs[n], weights[v], n)
+        return sums
+
+    def _woven(self, w: str, k: int, half: bool) -> list[str]:
+        """Pairs for 32 outputs, each 8 outputs divided among both vectors: an instruction each, no index."""
+        code, BO = self.code, self.job.block[0]
+        first = code.load(code.at(w, k * BO, "i16"), "<32 x i16>", 2)
+        second = "zeroinitializer" if half else code.load(code.at(w, (k + 1) * BO, "i16"), "<32 x i16>", 2)
+        pairs = []
+        for low in (0, 4):
+            order = [32 * h + quad + low + o for quad in range(0, 32, 8) for o in range(4) for h in (0, 1)]
+            both = self._shuffled("i16", first, second, 32, order)
+            pairs.append(code.value(f"bitcast <32 x i16> {both} to <32 x bfloat>"))
+        return pairs
+
+    def _unwoven(self, low: str, high: str) -> list[str]:
+        """The sums that `_woven` weights gave, in the order of outputs."""
+        lanes = [16 * (o % 8 // 4) + o // 8 * 4 + o % 4 for o in range(32)]
+        return [self._shuffled("float", low, high, 16, part) for part in (lanes[:16], lanes[16:])]
+
+    def _weights(self, w: str, k: int, start: int, n: int, count: int, half: bool) -> str:
+        """Weights of step k; for bfloat16 those of k and k + 1 of each output side by side."""
+        job, code, BO = self.job, self.code, self.job.block[0]
+        at = code.at(w, k * BO + start, job.element)
+        if not job.bfloat16:
+            raw = self._fitted("float", code.load(at, f"<{count} x float>", 4), count, n)
+            order = [i * BO + o for o in range(BO) for i in range(self.side)]
+            return raw if self.side == 1 else self._shuffled("float", raw, "poison", n, order)
+        if n == self.side * BO and not half:
+            both = code.load(at, f"<{2 * n} x i16>", 2)
+            order = [i * BO + o for o in range(BO) for i in range(2 * self.side)]
+            pairs = self._shuffled("i16", both, "poison", 2 * n, order)
+        else:
+            first = self._fitted("i16", code.load(at, f"<{count} x i16>", 2), count, n)
+            second = "zeroinitializer"
+            if not half:
+                raw = code.load(code.at(at, BO, job.element), f"<{count} x i16>", 2)
+                second = self._fitted("i16", raw, count, n)
+            pairs = self._shuffled("i16", first, second, n, [h * n + o for o in range(n) for h in (0, 1)])
+        return code.value(f"bitcast <{2 * n} x i16> {pairs} to <{2 * n} x bfloat>")
+
+    def _broadcast(self, x: str, offset: int, n: int, half: bool) -> str:
+        """Input k of a pixel in n lanes; for bfloat16 the pair; `side` of them side by side."""
+        code, side, unit = self.code, self.side, "i32" if self.job.bfloat16 else "float"
+        at = code.at(x, offset, self.job.element)
+        if side > 1:
+            words = code.load(at, f"<{side} x {unit}>", self.job.bytes)
+        else:
+            word = (
+                f"zext i16 {code.load(at, 'i16', 2)} to i32"
+                if half
+                else f"load {unit}, ptr {at}, align {self.job.bytes}"
+            )
+            words = code.value(f"insertelement <1 x {unit}> poison, {unit} {code.value(word)}, i32 0")
+        spread = self._shuffled(unit, words, "poison", side, [i % side for i in range(n)])
+        return (
+            code.value(f"bitcast <{n} x i32> {spread} to <{2 * n} x bfloat>") if self.job.bfloat16 else spread
+        )
+
+    def _multiply(self, sums: str, x: str, w: str, n: int) -> str:
+        v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
+        if self.job.bfloat16:
+            return self.code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {x}, {pairs} {w})")
+        return self.code.value(f"call {v} @llvm.fma.v{n}f32({v} {x}, {v} {w}, {v} {sums})")
+
+    def _store(self, value: str, offset: int, start: int, n: int, count: int) -> None:
+        """Epilogue of one vector of sums: halves, residual, activation, store at y[offset]."""
+        job, code = self.job, self.code
+        if self.side > 1 or self.woven:
+            while n > self.width:
+                even, odd = (self._shuffled("float", value, "poison", n, range(i, n, 2)) for i in (0, 1))
+                n //= 2
+                value = code.value(f"fadd <{n} x float> {even}, {odd}")
+            count = min(n, count)
+            if job.bias:
+                value = code.value(f"fadd <{n} x float> {value}, {self._widened('%bias', start, n, n)}")
+        if job.residual:
+            value = code.value(f"fadd <{n} x float> {value}, {self._widened('%residual', offset, n, count)}")
+        value, kind = self._fitted("float", self._activated(value, n), n, count), "float"
+        if job.bfloat16:
+            value, kind = code.value(f"fptrunc <{count} x float> {value} to <{count} x bfloat>"), "bfloat"
+        to = code.at("%y", offset, job.element)
+        code.emit(f"store <{count} x {kind}> {value}, ptr {to}, align {job.bytes}")
+
+    def _activated(self, value: str, n: int) -> str:
+        """`value` through the activation; comparisons hold for NaN, so that it passes."""
+        code, vector = self.code, f"<{n} x float>"
+
+        def constant(x: float) -> str:
+            return f"<{', '.join([f'float {_literal(x)}'] * n)}>"
+
+        def clip(value: str, keep: str, bound: float, other: str | None = None) -> str:
+            kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
+            return code.value(
+                f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}"
+            )
+
+        def plus_product(a: str, b: str | float, c: str | float) -> str:
+            b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
+            return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
+
+        def one_plus_exp_minus(value: str) -> str:
+            """1 + exp(-value), infinite for NaN: 2^n times a polynomial of the rest (Cephes, expf)."""
+            negative = code.value(f"fneg {vector} {value}")
+            x = clip(clip(negative, "olt", 89.0), "ogt", -87.0)
+            scaled = code.value(f"fmul {vector} {x}, {constant(1.44269504088896341)}")
+            whole = code.value(f"call {vector} @llvm.rint.v{n}f32({vector} {scaled})")
+            rest = plus_product(whole, 2.12194440e-4, plus_product(whole, -0.693359375, x))
+            sum_ = constant(1.9875691500e-4)
+            for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+                sum_ = plus_product(sum_, rest, term)
+            sum_ = plus_product(plus_product(sum_, rest, 1.0), rest, 1.0)
+            power = code.value(f"fptosi {vector} {whole} to <{n} x i32>")
+            power = code.value(f"add <{n} x i32> {power}, <{', '.join(['i32 127'] * n)}>")
+            power = code.value(f"shl <{n} x i32> {power}, <{', '.join(['i32 23'] * n)}>")
+            return plus_product(sum_, code.value(f"bitcast <{n} x i32> {power} to {vector}"), 1.0)
+
+        match self.job.activation:
+            case "relu":
+                return clip(value, "ugt", 0.0)
+            case "relu6":
+                return clip(clip(value, "ugt", 0.0), "ult", 6.0)
+            case "leaky_relu":
+                below = code.value(f"fmul {vector} {value}, {constant(self.job.negative_slope)}")
+                return clip(value, "ugt", 0.0, below)
+            case "hardswish":
+                gate = clip(code.value(f"fadd {vector} {value}, {constant(3.0)}"), "ugt", 0.0)
+                product = code.value(f"fmul {vector} {value}, {clip(gate, 'ult', 6.0)}")
+                return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
+            case "silu":
+                return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")
+            case "sigmoid":
+                gate = code.value(f"fdiv {vector} {constant(1.0)}, {one_plus_exp_minus(value)}")
+                return clip(value, "uno", 0.0, gate)
+        return value
+
+    def _widened(self, pointer: str, offset: int, n: int, count: int) -> str:
+        """N float32 lanes from `count` elements at pointer[offset], the rest zero."""
+        code = self.code
+        raw = code.load(
+            code.at(pointer, offset, self.job.element), f"<{count} x {self.job.element}>", self.job.bytes
+        )
+        if self.job.bfloat16:
+            wide = code.value(f"zext <{count} x i16> {raw} to <{count} x i32>")
+            wide = code.value(f"shl <{count} x i32> {wide}, <{', '.join(['i32 16'] * count)}>")
+            raw = code.value(f"bitcast <{count} x i32> {wide} to <{count} x float>")
+        return self._fitted("float", raw, count, n)
+
+    def _fitted(self, type: str, value: str, count: int, n: int) -> str:
+        """`value` of `count` lanes with n lanes: the first, or followed by zeros."""
+        if count == n:
+            return value
+        return self._shuffled(type, value, "zeroinitializer", count, [min(i, count) for i in range(n)])
+
+    def _shuffled(self, type: str, a: str, b: str, lanes: int, order: Sequence[int]) -> str:
+        lane = ", ".join(f"i32 {i}" for i in order)
+        v = f"<{lanes} x {type}>"
+        return self.code.value(f"shufflevector {v} {a}, {v} {b}, <{len(order)} x i32> <{lane}>")
+
+
+def _literal(x: float) -> str:
+    """The float32 nearest to x, as IR writes it."""
+    (single,) = struct.unpack("<f", struct.pack("<f", x))
+    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"

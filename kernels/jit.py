@@ -1,0 +1,219 @@
+"""From LLVM IR text to a function in this process: host features, code generation, a private disk cache.
+
+Object code is kept under `FXDBSR_CACHE`, else `XDG_CACHE_HOME/fxdbsr`, else `~/.cache/fxdbsr`, one file a
+module, named by the hash of IR, triple, CPU, features and LLVM version, and led by the hash of its content. A
+folder that others own or may write to is not used; nothing on disk can stop a compilation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the code is written for.
+
+    Args:
+        triple: LLVM target triple.
+        cpu: CPU name as LLVM knows it.
+        features: LLVM feature string, such as "+avx2,+fma".
+        lanes: float32 in a vector register.
+        registers: vector registers.
+        vectors: vectors of outputs that a tile holds for each pixel.
+        halves: multiplies two half vectors as fast as a whole one.
+        bfloat16: has bfloat16 dot products accumulating in float32.
+    """
+
+    triple: str
+    cpu: str
+    features: str
+    lanes: int
+    registers: int
+    vectors: int
+    halves: bool = False
+    bfloat16: bool = False
+
+
+def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None:
+    """The target of those features, None where it has no vector unit that the emitter knows."""
+    flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
+    if features.get("avx512f"):
+        wide = features.get("avx512bf16", False) and features.get("avx512vl", False)
+        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, cpu == "znver4", wide)
+    if features.get("avx2") and features.get("fma"):
+        return Target(triple, cpu, flags, 8, 16, 2)
+    if triple.startswith(("aarch64", "arm64")):
+        return Target(triple, cpu, flags, 4, 32, 4)
+    return None
+
+
+@cache
+def host(avx512: bool = True) -> Target | None:
+    """The target of this machine, or of a machine that lacks AVX-512 but is like it otherwise.
+
+    Raises:
+        ImportError: llvmlite is not installed.
+    """
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = {
+        name: on and (avx512 or not name.startswith("avx512"))
+        for name, on in llvm.get_host_cpu_features().items()
+    }
+    return target_of(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+
+
+@cache
+def openmp() -> tuple[int, int, int] | None:
+    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads` in torch's OpenMP runtime.
+
+    Looked up through the library that torch computes with, so the runtime is the one whose threads torch
+    uses already; None where that has no GNU entry points (macOS, Windows).
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        first, second, third = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names)
+    except (OSError, AttributeError):
+        return None
+    return (first, second, third) if first and second and third else None
+
+
+def object_code(text: str, target: Target) -> bytes:
+    """The object file of the module `text`.
+
+    Raises:
+        RuntimeError: `text` is not valid IR.
+    """
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = llvm.parse_assembly(text)
+    module.triple = target.triple
+    module.verify()
+    return bytes(_machine(target).emit_object(module))
+
+
+def function(text: str, target: Target, arguments: int) -> Callable[..., None]:
+    """`@run` of the module `text`, which takes that many 64-bit integers and returns nothing.
+
+    The call releases the global interpreter lock.
+    """
+    with _lock:
+        return _function(text, target, arguments)
+
+
+@cache
+def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
+    import llvmlite.binding as llvm
+
+    key = "\0".join((text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info)))
+    name = hashlib.sha256(key.encode()).hexdigest()
+    code = _read(name)
+    if code is None:
+        code = object_code(text, target)
+        _write(name, code)
+    for symbol, address in zip(OPENMP, openmp() or (), strict=False):
+        llvm.add_symbol(symbol, address)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+    run = prototype(engine.get_function_address("run"))
+    _engines.append(engine)
+    return run
+
+
+_lock = threading.Lock()
+_engines: list[Any] = []  # the code lives as long as these
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _machine(target: Target) -> Any:
+    import llvmlite.binding as llvm
+
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, jit=True
+    )
+
+
+def _folder() -> Path | None:
+    """The cache folder, made where it is missing; None where it cannot be used safely."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("FXDBSR_CACHE") or Path(base) / "fxdbsr")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform != "win32":
+            status = folder.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                _warn(f"code cache {folder} belongs to or is writable for other users: not used")
+                return None
+    except OSError as error:
+        _warn(f"code cache {folder} cannot be used: {error}")
+        return None
+    return folder
+
+
+def _read(name: str) -> bytes | None:
+    folder = _folder()
+    try:
+        content = (folder / name).read_bytes() if folder else b""
+    except OSError:
+        return None
+    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
+
+
+def _write(name: str, code: bytes) -> None:
+    folder = _folder()
+    if folder is None:
+        return
+    try:
+        handle, path = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(path, folder / name)
+    except OSError as error:
+        _warn(f"code cache {folder} cannot be written: {error}")
+
+
+@cache
+def _warn_once() -> Callable[[str], None]:
+    said: list[str] = []
+
+    def warn(message: str) -> None:
+        if not said:
+            said.append(message)
+            warnings.warn(message, stacklevel=4)
+
+    return warn
+
+
+def _warn(message: str) -> None:
+    _warn_once()(message)
