@@ -1,0 +1,174 @@
+"""Which tile a conv runs with, and what a step costs: plain functions that need neither a GPU nor Triton.
+
+At conversion `triton_pack` weighs 1, 2 or 4 rows of blocks to a union by `step_clocks`; the choice is written
+into the shapes of the tables. At every call `choose_tile` picks the rest from these shapes and the number of
+output pixels, so that nothing is read back from the GPU. The start values come from compiled code and the
+resource model below, not from measurements; `CONFIGS` lists every tile that can be chosen, and
+tests/test_triton_offline.py compiles them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, prod
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+PRECISIONS = ("16", "tf32", "ieee")
+
+# An NVIDIA H200 per SM and clock: FLOP (ieee: FMA units), bytes of shared memory, bytes from L2.
+FLOP_PER_CLOCK = {"16": 4096, "tf32": 2048, "ieee": 256}
+SHARED_PER_CLOCK = 128
+L2_PER_CLOCK = 30
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One compiled form of the gather kernel.
+
+    Args:
+        pixels: output pixels of a tile, BM.
+        outputs: output channels of a tile, BN; padded to a power of two.
+        depth: products along the reduction in a step, BK.
+        warps: warps of a program.
+        stages: buffers of the software pipeline.
+        weights_first: the weights are the first operand of the matrix product.
+        cache: cache modifier of the activation loads.
+    """
+
+    pixels: int
+    outputs: int
+    depth: int
+    warps: int
+    stages: int
+    weights_first: bool
+    cache: str = ""
+
+
+def _configs() -> dict[tuple[str, int], tuple[Tile, Tile]]:
+    """(precision, outputs) to the tiles for many pixels and for few, at the full depth of 128 bytes a row."""
+    table: dict[tuple[str, int], tuple[Tile, Tile]] = {}
+    for precision, depth in (("16", 64), ("tf32", 32)):
+        for outputs in (16, 32):
+            table[precision, outputs] = (
+                Tile(128, outputs, depth, 4, 4, False),
+                Tile(64, outputs, depth, 4, 4, False),
+            )
+        table[precision, 64] = (Tile(128, 64, depth, 4, 3, True), Tile(64, 64, depth, 4, 4, True))
+        table[precision, 128] = (Tile(128, 128, depth, 8, 3, True), Tile(64, 128, depth, 4, 4, True))
+    for outputs, warps in ((16, 4), (32, 4), (64, 4), (128, 8)):
+        tile = Tile(64, outputs, 32, warps, 3, False)
+        table["ieee", outputs] = (tile, tile)
+    return table
+
+
+CONFIGS = _configs()
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How products of `dtype` are formed: "16", "tf32" or "ieee".
+
+    float32 follows cuDNN's switch for convs, as `torch.nn.Conv2d` does: tf32 where
+    `torch.backends.cudnn.conv.fp32_precision` (or, formerly, `torch.backends.cudnn.allow_tf32`) allows it.
+    """
+    if dtype != torch.float32:
+        return "16"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+
+
+def power_of_two_divisor(n: int, most: int) -> int:
+    """Largest power of two that divides `n` and is at most `most`.
+
+    >>> power_of_two_divisor(24, 32), power_of_two_divisor(7, 32)
+    (8, 1)
+    """
+    return min(n & -n, most)
+
+
+def lanes(outputs: int) -> int:
+    """Width of the tile that holds `outputs` output channels: a power of two of at least 16."""
+    return max(16, 1 << (outputs - 1).bit_length())
+
+
+def step_clocks(outputs: int, precision: str, taps: int = 1) -> float:
+    """Clocks of one SM for a step 128 bytes deep, 128 pixels by `outputs` lanes; the slowest unit decides.
+
+    Units: products, shared memory (operands written once, read by the matrix unit), reads from L2.
+    """
+    depth, row = (64, 128) if precision == "16" else (32, 128)
+    products = 2 * 128 * outputs * depth / FLOP_PER_CLOCK[precision]
+    written = (128 + outputs) * row
+    if precision == "ieee" or outputs < 64:
+        read = 128 // 64 * (64 + outputs) * row
+    else:
+        read = outputs // 64 * (64 + 128) * row
+    shared = (written + read) / SHARED_PER_CLOCK
+    return max(products, shared, (128 + outputs) * row / L2_PER_CLOCK)
+
+
+def choose_depth(reduction: Sequence[int], dtype: torch.dtype) -> int:
+    """BK: products a step, given those of each union; half the usual 128 bytes where that saves padding."""
+    full = 128 // dtype.itemsize
+    half = full // 2
+
+    def padded(depth: int) -> int:
+        return sum(ceil(n / depth) * depth for n in reduction)
+
+    return half if 8 * padded(half) < 7 * padded(full) else full
+
+
+@cache
+def choose_tile(
+    pixels: int,
+    unions: int,
+    steps: int,
+    outputs: int,
+    depth: int,
+    precision: str,
+    processors: int,
+    vendor: str,
+) -> tuple[Tile, int]:
+    """The tile and the number of splits of the reduction for a call.
+
+    Args:
+        pixels: output pixels, N*P*Q.
+        unions: unions of rows, `outputs.shape[0]` of the tables.
+        steps: steps over all unions.
+        outputs: lanes of a union, BN.
+        depth: products of a step, BK.
+        precision: one of `PRECISIONS`.
+        processors: streaming multiprocessors of the device.
+        vendor: "cuda:<capability>" or "hip:<arch>".
+    """
+    large, small = CONFIGS[precision, outputs]
+    few = unions * ceil(pixels / large.pixels) < processors
+    tile = adapt(small if few else large, precision, depth, vendor)
+    programs = unions * ceil(pixels / tile.pixels)
+    splits = 1
+    while splits < 8 and programs * splits * 2 <= 2 * processors and steps // unions >= 8 * splits:
+        splits *= 2
+    return tile, splits
+
+
+def adapt(tile: Tile, precision: str, depth: int, vendor: str) -> Tile:
+    """`tile` with the depth of the tables, and within the limits of the device."""
+    warps, stages = tile.warps, tile.stages
+    if vendor.startswith("hip"):
+        stages = 2
+    elif vendor < "cuda:90" and precision != "16":
+        warps = 8
+    return Tile(tile.pixels, tile.outputs, depth, warps, stages, tile.weights_first, tile.cache)
+
+
+def packed_weights(values_shape: Sequence[int], tables_shapes: Sequence[Sequence[int]]) -> int:
+    """Weights multiplied for each output pixel: all lanes and all products of all steps, padding included.
+
+    Raises:
+        ValueError: not the shapes of the Triton engine's tables.
+    """
+    if len(tables_shapes) != 4:
+        raise ValueError(f"tables_shapes: expected 4 shapes, got {len(tables_shapes)}")
+    return prod(tables_shapes[2])
