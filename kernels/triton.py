@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from math import prod
 from typing import Any
 
 import torch
@@ -129,7 +130,15 @@ def conv(
         part = slice(start, start + images)
         y = output[part]
         tile, splits = choose_tile(
-            y.numel() // out_channels, outputs.shape[0], steps, lanes, depth, precision, processors, vendor
+            y.numel() // out_channels,
+            outputs.shape[0],
+            steps,
+            lanes,
+            depth,
+            prod(kernel),
+            precision,
+            processors,
+            vendor,
         )
         partial = None
         if splits > 1:

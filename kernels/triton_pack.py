@@ -117,7 +117,7 @@ def choose_unions(
             unions += cluster([row for row in rows if row.group == group], candidate)
         outputs = max(lanes(sum(row.height for row in members)) for members in unions)
         blocks = sum(columns_of(members).bit_count() for members in unions)
-        clocks = blocks * width * taps * step_clocks(outputs, precision)
+        clocks = blocks * width * taps * step_clocks(outputs, precision, taps)
         if best is None or clocks < best[0]:
             best = (clocks, unions)
     assert best is not None

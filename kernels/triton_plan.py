@@ -10,7 +10,7 @@ tests/test_triton_offline.py compiles them all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, prod
 
@@ -48,9 +48,8 @@ class Tile:
     cache: str = ""
 
 
-def _configs() -> dict[tuple[str, int], tuple[Tile, Tile]]:
-    """(precision, outputs) to the tiles for many pixels and for few, at the full depth of 128 bytes a row."""
-    table: dict[tuple[str, int], tuple[Tile, Tile]] = {}
+def _configs() -> dict[tuple[str, int], tuple[Tile, ...]]:
+    table: dict[tuple[str, int], tuple[Tile, ...]] = {}
     for precision, depth in (("16", 64), ("tf32", 32)):
         for outputs in (16, 32):
             table[precision, outputs] = (
@@ -59,12 +58,13 @@ def _configs() -> dict[tuple[str, int], tuple[Tile, Tile]]:
             )
         table[precision, 64] = (Tile(128, 64, depth, 4, 3, True), Tile(64, 64, depth, 4, 4, True))
         table[precision, 128] = (Tile(128, 128, depth, 8, 3, True), Tile(64, 128, depth, 4, 4, True))
+    table["16", 128] = (Tile(256, 128, 64, 8, 3, True), *table["16", 128])
     for outputs, warps in ((16, 4), (32, 4), (64, 4), (128, 8)):
-        tile = Tile(64, outputs, 32, warps, 3, False)
-        table["ieee", outputs] = (tile, tile)
+        table["ieee", outputs] = (Tile(64, outputs, 32, warps, 3, False),)
     return table
 
 
+# (precision, outputs) to the tiles to choose from, most pixels first, at the full depth of 128 bytes a row.
 CONFIGS = _configs()
 
 
@@ -96,17 +96,19 @@ def lanes(outputs: int) -> int:
 def step_clocks(outputs: int, precision: str, taps: int = 1) -> float:
     """Clocks of one SM for a step 128 bytes deep, 128 pixels by `outputs` lanes; the slowest unit decides.
 
-    Units: products, shared memory (operands written once, read by the matrix unit), reads from L2.
+    Units: products; shared memory (operands written once, then read by the matrix unit); reads from L2. With
+    more than one tap three quarters of the activations are taken to come from L1, which shares its port with
+    shared memory.
     """
     depth, row = (64, 128) if precision == "16" else (32, 128)
     products = 2 * 128 * outputs * depth / FLOP_PER_CLOCK[precision]
-    written = (128 + outputs) * row
+    moved = 128 + outputs + (128 if taps > 1 else 0)
     if precision == "ieee" or outputs < 64:
-        read = 128 // 64 * (64 + outputs) * row
+        moved += 2 * (64 + outputs)
     else:
-        read = outputs // 64 * (64 + 128) * row
-    shared = (written + read) / SHARED_PER_CLOCK
-    return max(products, shared, (128 + outputs) * row / L2_PER_CLOCK)
+        moved += outputs // 64 * (64 + 128)
+    fetched = 128 * (0.25 if taps > 1 else 1) + outputs
+    return max(products, moved * row / SHARED_PER_CLOCK, fetched * row / L2_PER_CLOCK)
 
 
 def choose_depth(reduction: Sequence[int], dtype: torch.dtype) -> int:
@@ -127,40 +129,53 @@ def choose_tile(
     steps: int,
     outputs: int,
     depth: int,
+    taps: int,
     precision: str,
     processors: int,
     vendor: str,
 ) -> tuple[Tile, int]:
     """The tile and the number of splits of the reduction for a call.
 
+    The tile of most pixels that still gives every processor a program; two for tiles of 256 pixels, of which
+    only one fits a processor at a time. Where even the smallest leaves half of the processors idle, the
+    reduction is split, into no less than 8 steps each: fewer would not pay for the second kernel.
+
     Args:
         pixels: output pixels, N*P*Q.
-        unions: unions of rows, `outputs.shape[0]` of the tables.
+        unions: unions of rows of blocks.
         steps: steps over all unions.
         outputs: lanes of a union, BN.
         depth: products of a step, BK.
+        taps: R*S; more than one reads neighbouring pixels again, which is worth keeping in L1.
         precision: one of `PRECISIONS`.
         processors: streaming multiprocessors of the device.
-        vendor: "cuda:<capability>" or "hip:<arch>".
+        vendor: "cuda:<capability>" or "hip:<architecture>".
+
+    >>> choose_tile(32 * 56 * 56, 4, 4 * 9, 64, 64, 1, "16", 132, "cuda:90")[0].pixels
+    128
     """
-    large, small = CONFIGS[precision, outputs]
-    few = unions * ceil(pixels / large.pixels) < processors
-    tile = adapt(small if few else large, precision, depth, vendor)
+    candidates = [adapt(tile, depth, taps, vendor) for tile in CONFIGS[precision, outputs]]
+    tile = candidates[-1]
+    for candidate in reversed(candidates):
+        waves = 2 if candidate.pixels == 256 else 1
+        if unions * ceil(pixels / candidate.pixels) >= waves * processors:
+            tile = candidate
     programs = unions * ceil(pixels / tile.pixels)
     splits = 1
-    while splits < 8 and programs * splits * 2 <= 2 * processors and steps // unions >= 8 * splits:
+    while splits < 8 and 2 * programs * splits <= processors and steps >= 16 * splits * unions:
         splits *= 2
     return tile, splits
 
 
-def adapt(tile: Tile, precision: str, depth: int, vendor: str) -> Tile:
-    """`tile` with the depth of the tables, and within the limits of the device."""
-    warps, stages = tile.warps, tile.stages
+def adapt(tile: Tile, depth: int, taps: int, vendor: str) -> Tile:
+    """`tile` at the depth of the tables, within the limits of the device."""
+    if vendor < "cuda:90" or vendor.startswith(
+        "hip"
+    ):  # 256 pixels spill on sm_80, and overflow gfx942's memory
+        tile = replace(tile, pixels=min(tile.pixels, 128))
     if vendor.startswith("hip"):
-        stages = 2
-    elif vendor < "cuda:90" and precision != "16":
-        warps = 8
-    return Tile(tile.pixels, tile.outputs, depth, warps, stages, tile.weights_first, tile.cache)
+        return replace(tile, depth=depth, stages=2)
+    return replace(tile, depth=depth, cache=".ca" if taps > 1 else "")
 
 
 def packed_weights(values_shape: Sequence[int], tables_shapes: Sequence[Sequence[int]]) -> int:
