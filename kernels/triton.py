@@ -25,11 +25,21 @@ from torch import Tensor
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.geometry import empty_output, output_size
 from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
-from fxdbsr.kernels.triton_plan import DTYPES, choose_tile, packed_weights, precision_of
+from fxdbsr.kernels.triton_pack_bitmask import pack_bitmask, why_not_bitmask
+from fxdbsr.kernels.triton_plan import (
+    BITMASK_CONFIGS,
+    DTYPES,
+    adapt,
+    choose_tile,
+    packed_weights,
+    precision_of,
+)
+from fxdbsr.kernels.triton_roofline import why_dense
 
-__all__ = ["conv", "layout", "packed_weights", "tables", "why_not"]
+__all__ = ["conv", "layout", "packed_weights", "tables", "why_dense", "why_not", "why_not_bitmask"]
 
 LIMIT = 2**31
+INPUT_PRECISION = {"16": "ieee", "tf32": "tf32", "ieee": "ieee", "3xtf32": "3xtf32"}
 
 
 def why_not(
@@ -80,13 +90,48 @@ def tables(
     padding: Sequence[int],
     dilation: Sequence[int],
     rows_per_union: int | None = None,
+    kernel: str = "gather",
+    precision: str | None = None,
 ) -> list[Tensor]:
-    """`[entries, pointers, weights, outputs]` as `triton_gather` describes them; any input size.
+    """`[entries, pointers, weights, outputs]` as `triton_gather` describes them; they serve any input size.
 
     Args:
         rows_per_union: rows of blocks that share an activation tile, 1, 2 or 4; None lets the planner choose.
+        kernel: "gather", or "bitmask" where `why_not_bitmask` allows it; then `triton_bitmask` describes the
+            tables, five of them.
+        precision: "3xtf32" for float32 accuracy on tensor cores (gather kernel); None as the module says.
+
+    Raises:
+        ValueError: the kernel cannot run the conv; an unknown kernel or precision.
     """
-    return pack(grid, values, crow_indices, col_indices, rows_per_union)
+    if precision is not None:
+        reason = _why_not_precise(precision, values.dtype, kernel)
+        if reason is not None:
+            raise ValueError(f"precision: {reason}")
+    if kernel == "bitmask":
+        reason = why_not_bitmask(grid, values.dtype)
+        if reason is not None:
+            raise ValueError(f"kernel: {reason}")
+        return pack_bitmask(grid, values, crow_indices, col_indices)
+    if kernel != "gather":
+        raise ValueError(f"kernel: expected gather or bitmask, got {kernel!r}")
+    return pack(grid, values, crow_indices, col_indices, rows_per_union, precision)
+
+
+def _why_not_precise(precision: str, dtype: torch.dtype, kernel: str) -> str | None:
+    if precision != "3xtf32":
+        return f"expected 3xtf32 or None, got {precision!r}"
+    if dtype != torch.float32:
+        return f"3xtf32 is for float32, the weights are {dtype}"
+    if kernel != "gather":
+        return f"3xtf32 is for the gather kernel, not {kernel}"
+    import triton
+
+    if torch.version.hip:
+        return "3xtf32 runs on NVIDIA GPUs"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+        return f"3xtf32 needs Triton 3.7, which orders copies before wgmma; this is {triton.__version__}"
+    return None
 
 
 def conv(
@@ -111,57 +156,132 @@ def conv(
     Raises:
         ValueError: tables that are not this engine's, or one image of 2**31 elements and more.
     """
-    if len(tables) != 4:
-        raise ValueError(f"tables: expected the 4 that fxdbsr.kernels.triton.tables makes, got {len(tables)}")
-    from fxdbsr.kernels import triton_gather
-
-    _, bo, bc, *kernel = values.shape
-    spatial = output_size(input.shape[2:], kernel, stride, padding, dilation)
-    output = empty_output(input, out_channels, spatial)
+    if len(tables) not in (4, 5):
+        raise ValueError(
+            f"tables: expected what fxdbsr.kernels.triton.tables makes, got {len(tables)} tensors"
+        )
+    kernel_size = values.shape[3:]
+    output = empty_output(
+        input, out_channels, output_size(input.shape[2:], kernel_size, stride, padding, dilation)
+    )
     images = _images_per_launch(input, output)
-    _, _, weights, outputs = tables
-    steps, lanes, depth = weights.shape
-    precision = precision_of(input.dtype)
-    processors, vendor = _device(input.device)
+    run = _run_gather if len(tables) == 4 else _run_bitmask
     input = input.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     for start in range(0, input.shape[0], images):
         part = slice(start, start + images)
-        y = output[part]
-        tile, splits = choose_tile(
-            y.numel() // out_channels,
-            outputs.shape[0],
-            steps,
-            lanes,
-            depth,
-            prod(kernel),
-            precision,
-            processors,
-            vendor,
-        )
-        partial = None
-        if splits > 1:
-            partial = torch.empty((splits, y.numel()), dtype=torch.float32, device=input.device)
-        triton_gather.launch(
+        run(
             input[part],
-            tables,
+            values.shape,
             bias,
             None if residual is None else residual[part],
-            y,
-            partial,
-            kernel,
+            output[part],
+            tables,
             stride,
             padding,
             dilation,
-            entry_width(in_channels, bc, groups, depth),
-            run_length(out_channels, bo, groups),
+            groups,
             activation,
             negative_slope,
-            "tf32" if precision == "tf32" else "ieee",
-            tile,
         )
     return output
+
+
+def _run_gather(
+    input: Tensor,
+    values_shape: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    tables: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    """Fill `output` with the gather kernel, its tile chosen from the shapes."""
+    from fxdbsr.kernels import triton_gather
+
+    _, bo, bc, *kernel_size = values_shape
+    steps, *split, lanes, depth = tables[2].shape
+    out_channels = output.shape[1]
+    precision = "3xtf32" if split else precision_of(input.dtype)
+    processors, vendor = _device(input.device)
+    tile, splits = choose_tile(
+        output.numel() // out_channels,
+        tables[3].shape[0],
+        steps,
+        lanes,
+        depth,
+        prod(kernel_size),
+        precision,
+        processors,
+        vendor,
+    )
+    partial = None
+    if splits > 1:
+        partial = torch.empty((splits, output.numel()), dtype=torch.float32, device=input.device)
+    triton_gather.launch(
+        input,
+        tables,
+        bias,
+        residual,
+        output,
+        partial,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        entry_width(input.shape[1], bc, groups, depth),
+        run_length(out_channels, bo, groups),
+        activation,
+        negative_slope,
+        INPUT_PRECISION[precision],
+        tile,
+    )
+
+
+def _run_bitmask(
+    input: Tensor,
+    values_shape: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    tables: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    """Fill `output` with the bitmask kernel."""
+    from fxdbsr.kernels import triton_bitmask
+
+    _, bo, bc, *kernel_size = values_shape
+    precision = precision_of(
+        input.dtype
+    )  # ieee where tf32 was switched off after conversion: slow, but right
+    config = BITMASK_CONFIGS["16" if precision == "16" else "tf32", bo, bc]
+    tile = adapt(config, bc, prod(kernel_size), _device(input.device)[1])
+    triton_bitmask.launch(
+        input,
+        tables,
+        bias,
+        residual,
+        output,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        activation,
+        negative_slope,
+        INPUT_PRECISION[precision],
+        tile,
+    )
 
 
 def _images_per_launch(input: Tensor, output: Tensor) -> int:

@@ -10,7 +10,8 @@ neighbouring input channels at one tap. `triton_pack.pack` makes entries, pointe
     x         [N, H, W, C]         channels last
     entries   [steps + 1, BK/EW]   int32: channel | r << 24 | s << 27; r = s = 7: padding, reads as zero
     pointers  [unions + 1]         int32: first step of each union
-    weights   [steps, BN, BK]      dtype of x; zero where a row of the union has no block
+    weights   [steps, BN, BK]      dtype of x; zero where a row of the union has no block; or, for 3xTF32,
+                                   [steps, 2, BN, BK]: rounded to tf32, and what is left
     outputs   [unions, BN]         int32: output channel of each lane, O or more where there is none
     y         [pixels, O]          pixels = N*P*Q; or float32 `[SPLITS, pixels, O]` of partial sums
 
@@ -18,6 +19,9 @@ What the compiler needs, each checked on compiled code by tests/test_triton_offl
 step is carried in a register (a look-up in the same step costs pipeline buffers, two steps ahead loses the
 pipeline); hints on addresses stand on the result of an operation; from 64 outputs on, the weights are the
 first operand of the product, so that one instruction covers more of them.
+
+3xTF32 forms high*high + high*low + low*high of operands split into two tf32 numbers each, which keeps about
+22 bits of the 24 of float32; where float32 would give an infinity it gives NaN.
 """
 
 from __future__ import annotations
@@ -78,6 +82,14 @@ def pixel_offsets(
 
 
 @triton.jit
+def split_tf32(x):
+    """`x` rounded to the 10 bits of tf32, and what is left."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -8192
+    high = bits.to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def gather_kernel(
     x_ptr,
     entries_ptr,
@@ -131,7 +143,8 @@ def gather_kernel(
     k = tl.arange(0, BK)
     n = tl.arange(0, BN)
     pixel_ptrs = x_ptr + base[:, None]
-    weight_ptrs = weights_ptr + first.to(tl.int64) * (BN * BK) + (n[:, None] * BK + k[None, :])
+    STEP: tl.constexpr = BN * BK * (2 if PRECISION == "3xtf32" else 1)
+    weight_ptrs = weights_ptr + first.to(tl.int64) * STEP + (n[:, None] * BK + k[None, :])
     entry_ptrs = entries_ptr + first * (BK // EW) + k // EW
     acc = tl.full((BN, BM) if WEIGHTS_FIRST else (BM, BN), 0.0, tl.float32)
     entry = tl.load(entry_ptrs)
@@ -153,10 +166,17 @@ def gather_kernel(
             mask = tl.max_constancy(s != 7, EW)[None, :]
         x = tl.load(pixel_ptrs + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE)
         w = tl.load(weight_ptrs)
-        weight_ptrs += BN * BK
+        if PRECISION == "3xtf32":
+            w_low = tl.load(weight_ptrs + BN * BK)
+        weight_ptrs += STEP
         entry_ptrs += BK // EW
         entry = tl.load(entry_ptrs)
-        if WEIGHTS_FIRST:
+        if PRECISION == "3xtf32":
+            x_high, x_low = split_tf32(x)
+            acc = tl.dot(x_low, tl.trans(w), acc, input_precision="tf32")
+            acc = tl.dot(x_high, tl.trans(w_low), acc, input_precision="tf32")
+            acc = tl.dot(x_high, tl.trans(w), acc, input_precision="tf32")
+        elif WEIGHTS_FIRST:
             acc = tl.dot(w, tl.trans(x), acc, input_precision=PRECISION)
         else:
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
@@ -200,7 +220,7 @@ def launch(
 
     Args:
         partial: None, or float32 `[splits, output.numel()]` to split the reduction over.
-        precision: `input_precision` of the matrix product.
+        precision: `input_precision` of the matrix product, or "3xtf32".
     """
     entries, pointers, weights, outputs = tables
     N, O, P, Q = output.shape  # noqa: E741

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fxdbsr.kernels import triton_gather
+from fxdbsr.kernels import triton_bitmask, triton_gather
 from fxdbsr.kernels.triton_plan import Tile
 
 TARGETS = {
@@ -70,6 +70,16 @@ class Facts:
         return [op for op in self.loop if op.startswith("LDGSTS")]
 
 
+def _pointers(dtype: str, *indices: str) -> dict[str, str]:
+    floats = {f"{name}_ptr": f"*{dtype}" for name in ("x", "weights", "bias", "residual", "y")}
+    return floats | {f"{name}_ptr": "*i32" for name in ("entries", "pointers", "outputs", *indices)}
+
+
+SCALARS = {"pixels": "i32", "unions": "i32", "slope": "fp32"}
+EPILOGUE = {"HAS_BIAS": True, "HAS_RESIDUAL": True, "ACTIVATION": "relu"}
+UNIT = {"SH": 1, "SW": 1, "DH": 1, "DW": 1}
+
+
 def compile_gather(
     tile: Tile, precision: str, dtype: str, geometry: str, target: str, splits: int = 1, **changes: Any
 ) -> Facts:
@@ -81,34 +91,51 @@ def compile_gather(
         geometry: key of `GEOMETRIES`.
         changes: other values for the kernel's constants.
     """
-    pointers = {f"{name}_ptr": f"*{dtype}" for name in ("x", "weights", "bias", "residual", "y")}
-    pointers |= {f"{name}_ptr": "*i32" for name in ("entries", "pointers", "outputs")}
+    pointers = _pointers(dtype)
     if splits > 1:
         pointers["y_ptr"] = "*fp32"
-    scalars = {"pixels": "i32", "unions": "i32", "slope": "fp32"}
     constants = {
         **GEOMETRIES[geometry],
-        "SH": 1,
-        "SW": 1,
-        "DH": 1,
-        "DW": 1,
+        **UNIT,
+        **EPILOGUE,
         "BM": tile.pixels,
         "BN": tile.outputs,
         "BK": tile.depth,
         "EW": min(32, tile.depth),
         "RUN": min(16, tile.outputs),
         "FULL": True,
-        "HAS_BIAS": True,
-        "HAS_RESIDUAL": True,
-        "ACTIVATION": "relu",
-        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "PRECISION": "ieee" if precision == "16" else precision,
         "WEIGHTS_FIRST": tile.weights_first,
         "SPLITS": splits,
         "CACHE": tile.cache,
         **changes,
     }
     return compile_kernel(
-        triton_gather.gather_kernel, pointers, scalars, constants, tile.warps, tile.stages, target
+        triton_gather.gather_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target
+    )
+
+
+def compile_bitmask(tile: Tile, precision: str, dtype: str, geometry: str, target: str) -> Facts:
+    """`bitmask_kernel` compiled for `target`; arguments as in `compile_gather`."""
+    constants = {
+        **GEOMETRIES[geometry],
+        **UNIT,
+        **EPILOGUE,
+        "BM": tile.pixels,
+        "BN": tile.outputs,
+        "BK": tile.depth,
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "CACHE": tile.cache,
+        "STAGES": tile.stages,
+    }
+    return compile_kernel(
+        triton_bitmask.bitmask_kernel,
+        _pointers(dtype, "blocks"),
+        SCALARS,
+        constants,
+        tile.warps,
+        tile.stages,
+        target,
     )
 
 
@@ -138,8 +165,13 @@ def compile_kernel(
     return _read_nvidia(compiled.asm["cubin"], shared, target)
 
 
-def faults(facts: Facts, precision: str, copy_bytes: int = 16) -> list[str]:
-    """What is wrong with the compiled kernel, in sentences; empty where it may be shipped."""
+def faults(facts: Facts, precision: str, copy_bytes: int = 16, look_ups: int = 1) -> list[str]:
+    """What is wrong with the compiled kernel, in sentences; empty where it may be shipped.
+
+    Args:
+        copy_bytes: width that every asynchronous copy must have.
+        look_ups: plain loads that a step may have, of its entries in the tables.
+    """
     found = []
     if facts.spills:
         found.append(f"{facts.spills} spills with {facts.registers} registers")
@@ -154,7 +186,7 @@ def faults(facts: Facts, precision: str, copy_bytes: int = 16) -> list[str]:
     mix = facts.mix()
     if not facts.copies():
         found.append("no asynchronous copy in the inner loop: it is not pipelined")
-    if mix["STS"] or mix["LDG"] > 1:
+    if mix["STS"] or mix["LDG"] > look_ups:
         found.append(f"{mix['LDG']} plain loads and {mix['STS']} stores to shared memory in the inner loop")
     narrow = [op for op in facts.copies() if not op.endswith(f".{8 * copy_bytes}")]
     if narrow:

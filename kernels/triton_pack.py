@@ -138,18 +138,21 @@ def pack(
     crow_indices: Tensor,
     col_indices: Tensor,
     rows_per_union: int | None = None,
+    precision: str | None = None,
 ) -> list[Tensor]:
     """`entries`, `pointers`, `weights`, `outputs` on the device of `values [nnz, BO, BC, R, S]`.
 
     Args:
         rows_per_union: rows of blocks to a union, 1, 2 or 4; None chooses.
+        precision: one of `triton_plan.PRECISIONS`; None takes that of the dtype.
     """
+    precision = precision or precision_of(values.dtype)
     R, S = grid.kernel_size
     taps = R * S
     channels = grid.in_channels // grid.groups
     crow, col = crow_indices.tolist(), col_indices.tolist()
     rows = split_rows(grid, crow, col)
-    unions = choose_unions(rows, grid.block_size[1], taps, precision_of(values.dtype), rows_per_union)
+    unions = choose_unions(rows, grid.block_size[1], taps, precision, rows_per_union)
     spans = list(grid.columns())
 
     def reduction(members: list[Row]) -> int:
@@ -197,9 +200,18 @@ def pack(
         pointers.append(pointers[-1] + steps)
     entries += [PADDING] * (depth // width)
     device = values.device
+    weights = torch.cat(tiles)
+    if precision == "3xtf32":
+        high = round_to_tf32(weights)
+        weights = torch.stack((high, round_to_tf32(weights - high)), 1)
     return [
         torch.tensor(entries, dtype=torch.int32, device=device).view(-1, depth // width),
         torch.tensor(pointers, dtype=torch.int32, device=device),
-        torch.cat(tiles).contiguous().to(device),
+        weights.contiguous().to(device),
         lane.to(device),
     ]
+
+
+def round_to_tf32(tensor: Tensor) -> Tensor:
+    """float32 `tensor` rounded to the 10 bits of tf32's mantissa, ties away from zero."""
+    return ((tensor.view(torch.int32) + 0x1000) & -8192).view(torch.float32)

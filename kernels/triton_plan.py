@@ -17,10 +17,10 @@ from math import ceil, prod
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PRECISIONS = ("16", "tf32", "ieee")
+PRECISIONS = ("16", "tf32", "ieee", "3xtf32")
 
 # An NVIDIA H200 per SM and clock: FLOP (ieee: FMA units), bytes of shared memory, bytes from L2.
-FLOP_PER_CLOCK = {"16": 4096, "tf32": 2048, "ieee": 256}
+FLOP_PER_CLOCK = {"16": 4096, "tf32": 2048, "ieee": 256, "3xtf32": 2048 / 3}
 SHARED_PER_CLOCK = 128
 L2_PER_CLOCK = 30
 
@@ -61,6 +61,8 @@ def _configs() -> dict[tuple[str, int], tuple[Tile, ...]]:
     table["16", 128] = (Tile(256, 128, 64, 8, 3, True), *table["16", 128])
     for outputs, warps in ((16, 4), (32, 4), (64, 4), (128, 8)):
         table["ieee", outputs] = (Tile(64, outputs, 32, warps, 3, False),)
+        small = Tile(64, outputs, 32, 4, 3, False)
+        table["3xtf32", outputs] = (replace(small, pixels=128), small) if outputs < 128 else (small,)
     return table
 
 
@@ -68,8 +70,18 @@ def _configs() -> dict[tuple[str, int], tuple[Tile, ...]]:
 CONFIGS = _configs()
 
 
+# (precision, BO, BC) to the tile of the bitmask kernel, whose step is one block deep. NVIDIA only: it spills
+# on gfx942. With ieee products the gather kernel pads nothing, so that there is nothing to gain.
+BITMASK_CONFIGS = {
+    ("16", 32, 32): Tile(128, 32, 32, 4, 3, False),
+    ("16", 32, 64): Tile(128, 32, 64, 8, 3, False),
+    ("16", 64, 32): Tile(128, 64, 32, 8, 3, False),
+    ("tf32", 32, 32): Tile(128, 32, 32, 8, 3, False),
+}
+
+
 def precision_of(dtype: torch.dtype) -> str:
-    """How products of `dtype` are formed: "16", "tf32" or "ieee".
+    """How products of `dtype` are formed: "16", "tf32" or "ieee"; "3xtf32" has to be asked for.
 
     float32 follows cuDNN's switch for convs, as `torch.nn.Conv2d` does: tf32 where
     `torch.backends.cudnn.conv.fp32_precision` (or, formerly, `torch.backends.cudnn.allow_tf32`) allows it.
@@ -181,9 +193,12 @@ def adapt(tile: Tile, depth: int, taps: int, vendor: str) -> Tile:
 def packed_weights(values_shape: Sequence[int], tables_shapes: Sequence[Sequence[int]]) -> int:
     """Weights multiplied for each output pixel: all lanes and all products of all steps, padding included.
 
+    A product in 3xTF32 counts once, though it takes three on the matrix unit.
+
     Raises:
         ValueError: not the shapes of the Triton engine's tables.
     """
-    if len(tables_shapes) != 4:
-        raise ValueError(f"tables_shapes: expected 4 shapes, got {len(tables_shapes)}")
-    return prod(tables_shapes[2])
+    if len(tables_shapes) not in (4, 5):
+        raise ValueError(f"tables_shapes: expected 4 or 5 shapes, got {len(tables_shapes)}")
+    weights = tables_shapes[2]
+    return prod(weights) // (2 if len(weights) == 4 else 1)  # 3xTF32 stores each weight as two

@@ -6,7 +6,7 @@
 bytes: input, output, residual and the stored weights, each touched once (a strided 1x1 conv reads only the
 pixels that it needs). FLOP: two a product. waves: programs of the gather kernel over processors, rounded up.
 latency: 1500 clocks and 60 for each step along the reduction. The dense candidate is cuDNN's conv with ReLU
-and residual fused, which reaches about four fifths of the peak. Numbers default to an NVIDIA H200's data sheet.
+and residual fused, which reaches four fifths of the peak. Numbers default to an NVIDIA H200's data sheet.
 Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
 
 Columns of a union are estimated from the share of stored blocks d as 1 - (1 - d)^G, times what clustering of

@@ -78,6 +78,8 @@ class Case:
     residual: bool = True
     activation: str = "relu"
     rows_per_union: int | None = None
+    table: str = "gather"
+    precision: str | None = None
 
 
 def build(case: Case, dtype: torch.dtype) -> tuple[BlockGrid, Tensor, Tensor, Tensor, Tensor, Any, Any]:
@@ -113,7 +115,9 @@ def check(engine: ModuleType, case: Case, dtype: torch.dtype = torch.float32) ->
 
     exact, eager = dense(torch.float64), dense(dtype)
     values, crow, col = (t.to(DEVICE) for t in grid.pack(weight.to(dtype), keep))
-    tables = engine.tables(grid, values, crow, col, *arguments, rows_per_union=case.rows_per_union)
+    tables = engine.tables(
+        grid, values, crow, col, *arguments, case.rows_per_union, case.table, case.precision
+    )
     y = engine.conv(
         x.to(DEVICE, dtype),
         engine.layout(values),
@@ -199,6 +203,96 @@ def test_any_number_of_rows_to_a_union(
     if rows_per_union * block[0] > 128:
         pytest.skip("the union would be taller than 128 outputs")
     check(engine, Case(outputs=96, block=block, rows_per_union=rows_per_union))
+
+
+BITMASK = {
+    "3x3": Case(channels=96, outputs=160, table="bitmask"),
+    "1x1": Case(kernel=(1, 1), padding=(0, 0), outputs=128, table="bitmask"),
+    "7x7": Case(kernel=(7, 7), padding=(3, 3), channels=32, outputs=32, density=1, table="bitmask"),
+    "blocks 32x32, stride 2": Case(outputs=128, table="bitmask", stride=(2, 1)),
+    "groups": Case(groups=2, channels=128, outputs=192, table="bitmask", dilation=(1, 2)),
+    "nothing stored": Case(density=0, table="bitmask"),
+    "all stored, no residual": Case(density=1, residual=False, table="bitmask"),
+    "no bias": Case(bias=False, table="bitmask", activation="silu"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", BITMASK.values(), ids=BITMASK)
+def test_bitmask_matches_float64(engine: ModuleType, case: Case, dtype: torch.dtype) -> None:
+    check(engine, case, dtype)
+
+
+def test_bitmask_with_tall_blocks(engine: ModuleType) -> None:
+    check(engine, Case(block=(64, 32), outputs=128, table="bitmask"), torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [(Case(channels=72, table="bitmask"), "evenly"), (Case(block=(16, 16), table="bitmask"), "no tile")],
+    ids=["edge blocks", "small blocks"],
+)
+def test_bitmask_refuses_other_blocks(engine: ModuleType, case: Case, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"kernel: the bitmask kernel .* {reason}"):
+        check(engine, case)
+
+
+def test_bitmask_multiplies_no_padding(engine: ModuleType) -> None:
+    grid, weight, _, keep, _, _, _ = build(Case(channels=128, outputs=128), torch.float32)
+    values, crow, col = grid.pack(weight.float(), keep)
+    tables = engine.tables(grid, values, crow, col, (1, 1), (1, 1), (1, 1), kernel="bitmask")
+    assert engine.packed_weights(values.shape, [t.shape for t in tables]) == values.numel()
+
+
+PRECISE = {
+    "3x3": Case(precision="3xtf32"),
+    "1x1, edge blocks": Case(kernel=(1, 1), padding=(0, 0), channels=72, outputs=56, precision="3xtf32"),
+    "128 outputs": Case(channels=32, outputs=128, block=(128, 32), precision="3xtf32"),
+    "nothing stored": Case(density=0, precision="3xtf32"),
+}
+
+
+@pytest.mark.parametrize("case", PRECISE.values(), ids=PRECISE)
+def test_3xtf32_is_as_accurate_as_float32(engine: ModuleType, case: Case) -> None:
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    try:
+        check(engine, case)
+    finally:
+        conv.fp32_precision = before
+
+
+def test_3xtf32_splits_without_loss(engine: ModuleType) -> None:
+    x = torch.randn(1000) * torch.logspace(-20, 20, 1000)
+    pack = importlib.import_module("fxdbsr.kernels.triton_pack")
+    high = pack.round_to_tf32(x)
+    low = pack.round_to_tf32(x - high)
+    assert ((high.view(torch.int32) & 0x1FFF) == 0).all()
+    torch.testing.assert_close(high.double() + low.double(), x.double(), rtol=2**-22, atol=0)
+
+
+def test_3xtf32_counts_a_product_once(engine: ModuleType) -> None:
+    grid = BlockGrid.of((32, 32, 1, 1), (32, 32))
+    values, crow, col = grid.pack(torch.ones(32, 32, 1, 1))
+    tables = engine.tables(grid, values, crow, col, (1, 1), (0, 0), (1, 1), precision="3xtf32")
+    assert engine.packed_weights(values.shape, [t.shape for t in tables]) == 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "reason"),
+    [
+        (Case(precision="3xtf32"), torch.float16, "is for float32"),
+        (Case(precision="3xtf32", table="bitmask"), torch.float32, "for the gather kernel"),
+        (Case(precision="tf64"), torch.float32, "expected 3xtf32 or None"),
+        (Case(table="dense"), torch.float32, "expected gather or bitmask"),
+    ],
+    ids=["float16", "bitmask", "unknown precision", "unknown kernel"],
+)
+def test_other_precisions_and_kernels_are_refused(
+    engine: ModuleType, case: Case, dtype: torch.dtype, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check(engine, case, dtype)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -315,7 +409,7 @@ def test_tables_of_another_engine_are_refused(engine: ModuleType) -> None:
     values = torch.zeros(0, 32, 32, 1, 1)
     empty = torch.zeros(2, dtype=torch.int32)
     x = torch.zeros(1, 32, 2, 2)
-    with pytest.raises(ValueError, match="tables: expected the 4"):
+    with pytest.raises(ValueError, match="tables: expected what"):
         engine.conv(x, values, empty, empty, None, None, [], 32, 32, (1, 1), (0, 0), (1, 1), 1, "none", 0.0)
 
 

@@ -20,20 +20,22 @@ from fxdbsr.kernels.triton_offline import (  # noqa: E402
     SHARED_LIMIT,
     TARGETS,
     Facts,
+    compile_bitmask,
     compile_gather,
     compile_kernel,
     faults,
 )
-from fxdbsr.kernels.triton_plan import CONFIGS, Tile, adapt  # noqa: E402
+from fxdbsr.kernels.triton_plan import BITMASK_CONFIGS, CONFIGS, Tile, adapt  # noqa: E402
 
 TAPS = {"3x3": 9, "1x1": 1, "7x7": 49}
 SHIPPED = [
     (target, precision, tile)
     for target in TARGETS
     for (precision, _), tiles in CONFIGS.items()
+    if precision != "3xtf32" or target.startswith("cuda")
     for tile in {adapt(tile, tile.depth, TAPS["3x3"], target): None for tile in tiles}
 ]
-DTYPE = {"16": "fp16", "tf32": "fp32", "ieee": "fp32"}
+DTYPE = {"16": "fp16", "tf32": "fp32", "ieee": "fp32", "3xtf32": "fp32"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,19 @@ def name(value: Any) -> str:
 @pytest.mark.parametrize(("target", "precision", "tile"), SHIPPED, ids=name)
 def test_every_shipped_tile_is_sound(target: str, precision: str, tile: Tile) -> None:
     assert faults(shipped(tile, precision, "3x3", target), precision) == []
+
+
+BITMASK = [
+    (target, precision, adapt(tile, tile.depth, 9, target))
+    for target in ("cuda:80", "cuda:90")
+    for (precision, *_), tile in BITMASK_CONFIGS.items()
+]
+
+
+@pytest.mark.parametrize(("target", "precision", "tile"), BITMASK, ids=name)
+def test_every_tile_of_the_bitmask_kernel_is_sound(target: str, precision: str, tile: Tile) -> None:
+    facts = compile_bitmask(tile, precision, DTYPE[precision], "3x3", target)
+    assert faults(facts, precision, look_ups=2) == []
 
 
 LARGEST, USUAL = CONFIGS["16", 128][0], CONFIGS["16", 64][0]
