@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fxdbsr.kernels.geometry import ACTIVATIONS, empty_output, output_size, packed_macs
+from fxdbsr.kernels.triton_plan import packed_weights
 
 ENGINES = ("reference", "triton", "cpu")
 
@@ -207,6 +208,7 @@ def conv_flops(
         out_channels,
         groups,
         engine,
+        tables_shape,
     )
 
 
@@ -218,8 +220,11 @@ def macs_run(
     out_channels: int,
     groups: int,
     engine: str,
+    tables_shape: Sequence[Sequence[int]] = (),
 ) -> int:
     """MACs that `engine` executes for an output of `[batch, out_channels, *spatial]`."""
     if engine == "reference":
         return out_channels * (in_channels // groups) * prod(values_shape[3:]) * batch * prod(spatial)
+    if engine == "triton":
+        return packed_weights(values_shape, tables_shape) * batch * prod(spatial)
     return packed_macs(values_shape, batch, spatial)

@@ -1,0 +1,229 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""The bitmask kernel: four rows of blocks share each activation tile; a bit a row says whose product to form.
+
+    y[m, o] = activation(sum over stored blocks of x[pixel(m) + offset] * w[o] + bias[o] + residual[m, o])
+
+Where `triton_gather` multiplies the zeros of a union, this kernel branches around them: nothing is padded, at
+the price of branches and narrower products. A candidate for wide layers with several taps. One step is one
+column of blocks at one tap, BK = the block's width; blocks of 32 or 64 a side that cut the weight evenly.
+
+    x         [N, H, W, C]       channels last
+    entries   [steps + 1]        int32: channel | r << 24 | s << 27
+    pointers  [unions + 1]       int32: first step of each union of ROWS rows
+    weights   [tiles, BO, BK]    dtype of x; the stored blocks, tap by tap, in the order of their visits
+    outputs   [unions, ROWS*BO]  int32: output channel of each lane, O or more where there is none
+    blocks    [steps + 1]        int32: first tile of the step << 4 | bit g set where row g has a block
+
+A product under a branch is pipelined only where the loop itself asks for stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fxdbsr.kernels.triton_epilogue import finish
+from fxdbsr.kernels.triton_gather import pixel_offsets
+from fxdbsr.kernels.triton_plan import Tile
+
+ROWS = 4
+
+
+@triton.jit
+def load_block(weight_ptrs, tile, taken, n, BN: tl.constexpr, BK: tl.constexpr):
+    """The weights of one tile, or zeros that cost no traffic where the row has no block."""
+    return tl.load(weight_ptrs + tile.to(tl.int64) * (BN * BK), mask=n[:, None] < taken * BN, other=0.0)
+
+
+@triton.jit
+def finish_row(
+    acc,
+    m,
+    pixels,
+    outputs_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    slope,
+    O: tl.constexpr,  # noqa: E741
+    BN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Epilogue and store of one row of blocks."""
+    o = tl.load(outputs_ptr + tl.arange(0, BN))
+    o = tl.max_contiguous(tl.multiple_of(o, 16), 16)
+    live = (m < pixels)[:, None] & tl.max_constancy(o < O, 16)[None, :]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+    else:
+        bias = tl.full((1, BN), 0.0, tl.float32)
+    index = m[:, None] * O + o[None, :]
+    finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+
+
+@triton.jit
+def bitmask_kernel(
+    x_ptr,
+    entries_ptr,
+    pointers_ptr,
+    weights_ptr,
+    outputs_ptr,
+    blocks_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    pixels,
+    unions,
+    slope,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CACHE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """BM pixels by one union of four rows of BN outputs."""
+    union = tl.program_id(0) % unions
+    m = (tl.program_id(0) // unions) * BM + tl.arange(0, BM)
+    base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
+    first = tl.load(pointers_ptr + union)
+    last = tl.load(pointers_ptr + union + 1)
+    k = tl.arange(0, BK)
+    n = tl.arange(0, BN)
+    pixel_ptrs = x_ptr + (base[:, None] + k[None, :])
+    weight_ptrs = weights_ptr + (n[:, None] * BK + k[None, :])
+    acc0 = tl.full((BM, BN), 0.0, tl.float32)
+    acc1 = tl.full((BM, BN), 0.0, tl.float32)
+    acc2 = tl.full((BM, BN), 0.0, tl.float32)
+    acc3 = tl.full((BM, BN), 0.0, tl.float32)
+    entry = tl.load(entries_ptr + first)
+    block = tl.load(blocks_ptr + first)
+    for step in tl.range(first, last, num_stages=STAGES):
+        r = (entry >> 24) & 7
+        s = entry >> 27
+        offset = (entry & 0xFFFFFF) + (r * (DH * W) + s * DW) * C
+        x_ptrs = pixel_ptrs + tl.multiple_of(offset, 16)
+        if PH > 0 or PW > 0:
+            inside = (bits >> (r * S + s)) & 1
+            if R * S > 31:
+                inside = (bits >> r) & (bits >> (8 + s)) & 1
+            x = tl.load(x_ptrs, mask=(inside != 0)[:, None], other=0.0, cache_modifier=CACHE)
+        else:
+            x = tl.load(x_ptrs, cache_modifier=CACHE)
+        taken0 = block & 1
+        taken1 = (block >> 1) & 1
+        taken2 = (block >> 2) & 1
+        taken3 = (block >> 3) & 1
+        tile = block >> 4
+        w0 = load_block(weight_ptrs, tile, taken0, n, BN, BK)
+        w1 = load_block(weight_ptrs, tile + taken0, taken1, n, BN, BK)
+        w2 = load_block(weight_ptrs, tile + taken0 + taken1, taken2, n, BN, BK)
+        w3 = load_block(weight_ptrs, tile + taken0 + taken1 + taken2, taken3, n, BN, BK)
+        entry = tl.load(entries_ptr + step + 1)
+        block = tl.load(blocks_ptr + step + 1)
+        if taken0 != 0:
+            acc0 = tl.dot(x, tl.trans(w0), acc0, input_precision=PRECISION)
+        if taken1 != 0:
+            acc1 = tl.dot(x, tl.trans(w1), acc1, input_precision=PRECISION)
+        if taken2 != 0:
+            acc2 = tl.dot(x, tl.trans(w2), acc2, input_precision=PRECISION)
+        if taken3 != 0:
+            acc3 = tl.dot(x, tl.trans(w3), acc3, input_precision=PRECISION)
+    lane_ptr = outputs_ptr + union * (4 * BN)
+    finish_row(
+        acc0, m, pixels, lane_ptr, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+    finish_row(
+        acc1, m, pixels, lane_ptr + BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+    finish_row(
+        acc2, m, pixels, lane_ptr + 2 * BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+    finish_row(
+        acc3, m, pixels, lane_ptr + 3 * BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+
+
+def launch(
+    input: Tensor,
+    tables: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    negative_slope: float,
+    precision: str,
+    tile: Tile,
+) -> None:
+    """Fill `output [N, O, P, Q]`; as `triton_gather.launch`, without splits."""
+    entries, pointers, weights, outputs, blocks = tables
+    N, O, P, Q = output.shape  # noqa: E741
+    pixels, unions = N * P * Q, outputs.shape[0]
+    bitmask_kernel[(unions * triton.cdiv(pixels, tile.pixels),)](
+        input,
+        entries,
+        pointers,
+        weights,
+        outputs,
+        blocks,
+        output if bias is None else bias,
+        output if residual is None else residual,
+        output,
+        pixels,
+        unions,
+        float(negative_slope),
+        H=input.shape[2],
+        W=input.shape[3],
+        C=input.shape[1],
+        P=P,
+        Q=Q,
+        O=O,
+        R=kernel_size[0],
+        S=kernel_size[1],
+        SH=stride[0],
+        SW=stride[1],
+        PH=padding[0],
+        PW=padding[1],
+        DH=dilation[0],
+        DW=dilation[1],
+        BM=tile.pixels,
+        BN=tile.outputs,
+        BK=tile.depth,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        ACTIVATION=activation,
+        PRECISION=precision,
+        CACHE=tile.cache,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+    )

@@ -1,0 +1,102 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""The end of every Triton conv: bias, residual and activation in float32, then one store.
+
+    y[m, o] = activation(acc[m, o] + bias[o] + residual[m, o])
+
+`m` counts output pixels (batch, row, column), `o` output channels; y and residual are `[pixels, O]`, channels
+last. With a split reduction the tiles leave partial sums `[SPLITS, pixels, O]` (float32) and `reduce_kernel`
+adds them in the order of the splits, so that the result does not depend on which tile finished first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit
+def activate(y, ACTIVATION: tl.constexpr, slope):
+    """`reference.activate` on a tile; every comparison with NaN is false, which lets NaN through."""
+    if ACTIVATION == "relu":
+        y = tl.where(y < 0, 0.0, y)
+    elif ACTIVATION == "relu6":
+        y = tl.where(y < 0, 0.0, tl.where(y > 6, 6.0, y))
+    elif ACTIVATION == "silu":
+        y = y / (1 + tl.exp(-y))
+    elif ACTIVATION == "hardswish":
+        gate = y + 3
+        y = y * tl.where(gate < 0, 0.0, tl.where(gate > 6, 6.0, gate)) / 6
+    elif ACTIVATION == "leaky_relu":
+        y = tl.where(y < 0, y * slope, y)
+    elif ACTIVATION == "sigmoid":
+        y = 1 / (1 + tl.exp(-y))
+    return y
+
+
+@triton.jit
+def finish(
+    acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr
+):
+    """Store `activation(acc + bias + residual)` at `index` where `live`; `bias` broadcasts against `acc`."""
+    acc += bias
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + index, mask=live, other=0.0).to(tl.float32)
+    acc = activate(acc, ACTIVATION, slope)
+    tl.store(y_ptr + index, acc.to(y_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def reduce_kernel(
+    partial_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    elements,
+    slope,
+    O: tl.constexpr,  # noqa: E741
+    SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add the partial sums of `elements = pixels * O` outputs in the order of the splits, and finish them."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = index < elements
+    acc = tl.load(partial_ptr + index, mask=live, other=0.0)
+    for split in range(1, SPLITS):
+        acc += tl.load(partial_ptr + split * elements + index, mask=live, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + index % O, mask=live, other=0.0).to(tl.float32)
+    else:
+        bias = tl.full((BLOCK,), 0.0, tl.float32)
+    finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+
+
+def reduce(
+    partial: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    output: Tensor,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    """Fill `output [N, O, P, Q]` (channels last) from `partial [SPLITS, pixels * O]` (float32)."""
+    elements = output.numel()
+    reduce_kernel[(triton.cdiv(elements, BLOCK),)](
+        partial,
+        output if bias is None else bias,
+        output if residual is None else residual,
+        output,
+        elements,
+        float(negative_slope),
+        O=output.shape[1],
+        SPLITS=partial.shape[0],
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        ACTIVATION=activation,
+        BLOCK=BLOCK,
+    )
