@@ -83,9 +83,7 @@ def tables(
     if crow_indices.shape != (rows + 1,) or crow_indices[0] != 0 or bool((crow_indices.diff() < 0).any()):
         raise ValueError(f"crow_indices: expected {rows + 1} offsets that start at 0 and do not fall")
     if col_indices.shape != (int(crow_indices[-1]),) or len(col_indices) != len(values):
-        raise ValueError(
-            f"col_indices: expected one for each of the {len(values)} blocks, as in crow_indices"
-        )
+        raise ValueError(f"col_indices: expected one for each of the {len(values)} blocks, as in crow_indices")
     if bool(((col_indices < 0) | (col_indices >= columns)).any()):
         raise ValueError(f"col_indices: expected columns 0 to {columns - 1}")
     return []
@@ -316,9 +314,7 @@ def _flat_tile(pixels: int, most: int) -> int:
     return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n), -n))
 
 
-def _image_tile(
-    out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]
-) -> tuple[int, int]:
+def _image_tile(out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]) -> tuple[int, int]:
     """(rows, columns) of a tile of at most `most` pixels for output size `out`.
 
     Args:

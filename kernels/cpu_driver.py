@@ -99,9 +99,7 @@ class _Driver:
             mine = code.mul(code.mul("%thread", self.plane), job.grid[1] * job.groups)
             self.scratch = code.at("%scratch", mine, job.element)
         tasks = code.mul("%panels", "%groups")
-        first, last = (
-            code.op("sdiv", code.mul(i, tasks), "%members") for i in ("%thread", code.add("%thread", 1))
-        )
+        first, last = (code.op("sdiv", code.mul(i, tasks), "%members") for i in ("%thread", code.add("%thread", 1)))
         code.loop("task", first, last, 1, self._task, [("i64", "-1")])
         return code.function("define internal void @work(ptr %block, i64 %thread, i64 %members) nounwind")
 
@@ -263,9 +261,7 @@ class _Driver:
 
         if job.grid[0] > 1 and job.edge != job.block[0]:
             whole = code.value(f"icmp slt i64 {inner}, {job.grid[0] - 1}")
-            code.when(
-                whole, lambda: tiles(partial(call, job.block[0])), lambda: tiles(partial(call, job.edge))
-            )
+            code.when(whole, lambda: tiles(partial(call, job.block[0])), lambda: tiles(partial(call, job.edge)))
         else:
             tiles(partial(call, job.edge))
 

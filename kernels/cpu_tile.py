@@ -253,10 +253,7 @@ class _Tile:
                 weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
             for p, (a, b) in enumerate(self.pixels):
                 offset = a * down + b * right + k
-                inputs = {
-                    n: self._broadcast(x, offset, n, half)
-                    for n in dict.fromkeys(n for _, n, _ in self.vectors)
-                }
+                inputs = {n: self._broadcast(x, offset, n, half) for n in dict.fromkeys(n for _, n, _ in self.vectors)}
                 for v, (_, n, _) in enumerate(self.vectors):
                     i = p * len(self.vectors) + v
                     sums[i] = self._multiply(sums[i], inputs[n], weights[v], n)
@@ -314,9 +311,7 @@ class _Tile:
             )
             words = code.value(f"insertelement <1 x {unit}> poison, {unit} {code.value(word)}, i32 0")
         spread = self._shuffled(unit, words, "poison", side, [i % side for i in range(n)])
-        return (
-            code.value(f"bitcast <{n} x i32> {spread} to <{2 * n} x bfloat>") if self.job.bfloat16 else spread
-        )
+        return code.value(f"bitcast <{n} x i32> {spread} to <{2 * n} x bfloat>") if self.job.bfloat16 else spread
 
     def _multiply(self, sums: str, x: str, w: str, n: int) -> str:
         v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
@@ -352,9 +347,7 @@ class _Tile:
 
         def clip(value: str, keep: str, bound: float, other: str | None = None) -> str:
             kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
-            return code.value(
-                f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}"
-            )
+            return code.value(f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}")
 
         def plus_product(a: str, b: str | float, c: str | float) -> str:
             b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
@@ -398,9 +391,7 @@ class _Tile:
     def _widened(self, pointer: str, offset: int, n: int, count: int) -> str:
         """N float32 lanes from `count` elements at pointer[offset], the rest zero."""
         code = self.code
-        raw = code.load(
-            code.at(pointer, offset, self.job.element), f"<{count} x {self.job.element}>", self.job.bytes
-        )
+        raw = code.load(code.at(pointer, offset, self.job.element), f"<{count} x {self.job.element}>", self.job.bytes)
         if self.job.bfloat16:
             wide = code.value(f"zext <{count} x i16> {raw} to <{count} x i32>")
             wide = code.value(f"shl <{count} x i32> {wide}, <{', '.join(['i32 16'] * count)}>")

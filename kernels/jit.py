@@ -75,8 +75,7 @@ def host(avx512: bool = True) -> Target | None:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     features = {
-        name: on and (avx512 or not name.startswith("avx512"))
-        for name, on in llvm.get_host_cpu_features().items()
+        name: on and (avx512 or not name.startswith("avx512")) for name, on in llvm.get_host_cpu_features().items()
     }
     return target_of(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
 

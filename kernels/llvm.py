@@ -134,9 +134,7 @@ class Code:
         self.start(f"{name}.end")
         return values
 
-    def when(
-        self, condition: str, then: Callable[[], None], otherwise: Callable[[], None] | None = None
-    ) -> None:
+    def when(self, condition: str, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
         """`then` where the i1 `condition` holds, else `otherwise`."""
         name = self.fresh("when")
         other = "else" if otherwise else "end"

@@ -176,6 +176,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*(next(found) if w else None for w in wanted), [None] * len(ctx.tables), *[None] * 9)
 
 
+conv_operator = torch.ops.fxdbsr.conv.default
 torch.library.register_autograd("fxdbsr::conv", _backward, setup_context=_setup_context, lib=_library)
 
 

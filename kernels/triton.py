@@ -58,9 +58,7 @@ def why_not(
     if grid.transposed:
         return "the Triton engine does not run transposed convs"
     if dtype not in DTYPES:
-        return (
-            f"the Triton engine runs float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
-        )
+        return f"the Triton engine runs float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
     if max(grid.kernel_size) > 7:
         return f"the Triton engine runs kernels of up to 7 taps an axis, this one has {grid.kernel_size}"
     if channels < 32:
@@ -157,13 +155,9 @@ def conv(
         ValueError: tables that are not this engine's, or one image of 2**31 elements and more.
     """
     if len(tables) not in (4, 5):
-        raise ValueError(
-            f"tables: expected what fxdbsr.kernels.triton.tables makes, got {len(tables)} tensors"
-        )
+        raise ValueError(f"tables: expected what fxdbsr.kernels.triton.tables makes, got {len(tables)} tensors")
     kernel_size = values.shape[3:]
-    output = empty_output(
-        input, out_channels, output_size(input.shape[2:], kernel_size, stride, padding, dilation)
-    )
+    output = empty_output(input, out_channels, output_size(input.shape[2:], kernel_size, stride, padding, dilation))
     images = _images_per_launch(input, output)
     run = _run_gather if len(tables) == 4 else _run_bitmask
     input = input.contiguous(memory_format=torch.channels_last)
@@ -262,9 +256,7 @@ def _run_bitmask(
     from fxdbsr.kernels import triton_bitmask
 
     _, bo, bc, *kernel_size = values_shape
-    precision = precision_of(
-        input.dtype
-    )  # ieee where tf32 was switched off after conversion: slow, but right
+    precision = precision_of(input.dtype)  # ieee where tf32 was switched off after conversion: slow, but right
     config = BITMASK_CONFIGS["16" if precision == "16" else "tf32", bo, bc]
     tile = adapt(config, bc, prod(kernel_size), _device(input.device)[1])
     triton_bitmask.launch(
@@ -289,9 +281,7 @@ def _images_per_launch(input: Tensor, output: Tensor) -> int:
     batch = max(input.shape[0], 1)
     for name, tensor in (("input", input), ("output", output)):
         if tensor.numel() // batch >= LIMIT:
-            raise ValueError(
-                f"{name}: expected fewer than 2**31 elements an image, got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: expected fewer than 2**31 elements an image, got {tuple(tensor.shape)}")
     largest = max(input.numel(), output.numel()) // batch
     return max(1, min(batch, (LIMIT - 1) // max(largest, 1)))
 

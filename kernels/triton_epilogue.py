@@ -37,9 +37,7 @@ def activate(y, ACTIVATION: tl.constexpr, slope):
 
 
 @triton.jit
-def finish(
-    acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr
-):
+def finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr):
     """Store `activation(acc + bias + residual)` at `index` where `live`; `bias` broadcasts against `acc`."""
     acc += bias
     if HAS_RESIDUAL:

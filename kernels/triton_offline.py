@@ -110,9 +110,7 @@ def compile_gather(
         "CACHE": tile.cache,
         **changes,
     }
-    return compile_kernel(
-        triton_gather.gather_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target
-    )
+    return compile_kernel(triton_gather.gather_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target)
 
 
 def compile_bitmask(tile: Tile, precision: str, dtype: str, geometry: str, target: str) -> Facts:

@@ -103,9 +103,7 @@ def cluster(rows: list[Row], size: int, swaps: int = 2000) -> list[list[Row]]:
     return sets
 
 
-def choose_unions(
-    rows: list[Row], width: int, taps: int, precision: str, size: int | None
-) -> list[list[Row]]:
+def choose_unions(rows: list[Row], width: int, taps: int, precision: str, size: int | None) -> list[list[Row]]:
     """Rows joined 1, 2 or 4 at a time (`size` if given), whichever `step_clocks` finds cheapest."""
     height = max(row.height for row in rows)
     best: tuple[float, list[list[Row]]] | None = None

@@ -181,9 +181,7 @@ def choose_tile(
 
 def adapt(tile: Tile, depth: int, taps: int, vendor: str) -> Tile:
     """`tile` at the depth of the tables, within the limits of the device."""
-    if vendor < "cuda:90" or vendor.startswith(
-        "hip"
-    ):  # 256 pixels spill on sm_80, and overflow gfx942's memory
+    if vendor < "cuda:90" or vendor.startswith("hip"):  # 256 pixels spill on sm_80, and overflow gfx942's memory
         tile = replace(tile, pixels=min(tile.pixels, 128))
     if vendor.startswith("hip"):
         return replace(tile, depth=depth, stages=2)

@@ -426,9 +426,7 @@ def test_corrupt_cache_entry_is_rebuilt(tmp_path: Path, monkeypatch: pytest.Monk
         assert hashlib.sha256(entry.read_bytes()[32:]).digest() == entry.read_bytes()[:32]
 
 
-def test_folder_open_to_others_is_refused_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_open_to_others_is_refused_with_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _cache(tmp_path, monkeypatch)
     folder.mkdir()
     folder.chmod(0o777)

@@ -115,9 +115,7 @@ def check(engine: ModuleType, case: Case, dtype: torch.dtype = torch.float32) ->
 
     exact, eager = dense(torch.float64), dense(dtype)
     values, crow, col = (t.to(DEVICE) for t in grid.pack(weight.to(dtype), keep))
-    tables = engine.tables(
-        grid, values, crow, col, *arguments, case.rows_per_union, case.table, case.precision
-    )
+    tables = engine.tables(grid, values, crow, col, *arguments, case.rows_per_union, case.table, case.precision)
     y = engine.conv(
         x.to(DEVICE, dtype),
         engine.layout(values),
@@ -197,9 +195,7 @@ def test_matches_float64(engine: ModuleType, case: Case, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("rows_per_union", [1, 2, 4])
 @pytest.mark.parametrize("block", [(8, 8), (32, 32), (48, 16)], ids=str)
-def test_any_number_of_rows_to_a_union(
-    engine: ModuleType, block: tuple[int, int], rows_per_union: int
-) -> None:
+def test_any_number_of_rows_to_a_union(engine: ModuleType, block: tuple[int, int], rows_per_union: int) -> None:
     if rows_per_union * block[0] > 128:
         pytest.skip("the union would be taller than 128 outputs")
     check(engine, Case(outputs=96, block=block, rows_per_union=rows_per_union))
@@ -384,22 +380,16 @@ def test_one_table_serves_every_size(engine: ModuleType) -> None:
     tables = engine.tables(grid, values, crow, col, (1, 1), (1, 1), (1, 1))
     for shape in ((1, 64, 3, 4), (3, 64, 7, 2)):
         x = torch.randn(shape, device=DEVICE)
-        y = engine.conv(
-            x, values, crow, col, None, None, tables, 64, 32, (1, 1), (1, 1), (1, 1), 1, "none", 0.0
-        )
+        y = engine.conv(x, values, crow, col, None, None, tables, 64, 32, (1, 1), (1, 1), (1, 1), 1, "none", 0.0)
         torch.testing.assert_close(y, F.conv2d(x, weight.to(DEVICE), padding=1), rtol=1e-4, atol=1e-3)
 
 
-def test_batches_beyond_32_bit_offsets_run_in_parts(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_beyond_32_bit_offsets_run_in_parts(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LIMIT", 64 * 6 * 5 * 2)
     check(engine, Case(batch=5))
 
 
-def test_one_image_beyond_32_bit_offsets_is_refused(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_beyond_32_bit_offsets_is_refused(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LIMIT", 100)
     with pytest.raises(ValueError, match=r"input: expected fewer than 2\*\*31 elements"):
         check(engine, Case())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.choice import choose, engine_module
 from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.ops import conv_operator
 from fxdbsr.kernels.reference import activate
 
 
@@ -105,7 +106,7 @@ class PackedConv(nn.Module):
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        y: Tensor = torch.ops.fxdbsr.conv(
+        y: Tensor = conv_operator(
             x,
             self.values,
             self.crow_indices,
@@ -142,7 +143,12 @@ class PackedConv(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         before = (self.values.dtype, self.values.device)
+        shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
+        # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
+        self.values = self.values.permute(order).flatten()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        flat = self.values.view([shape[axis] for axis in order])
+        self.values = flat.permute([order.index(axis) for axis in range(len(order))])
         if (self.values.dtype, self.values.device) != before:
             old = self.engine
             self.choose_engine()
