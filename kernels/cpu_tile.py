@@ -146,14 +146,31 @@ class _Tile:
         self.job, self.width, self.code = job, width, Code()
         self.pixels = [(a, b) for a in range(job.tile[0]) for b in range(job.tile[1])]
         self.line = job.panel[1] * job.block[1]  # elements of a panel row
-        self.run = job.block[1] * (job.kernel[1] if job.dilation[1] == 1 else 1)  # inputs side by side
+        self.runs = self._runs()
         lanes, unit = job.target.lanes, 2 if job.bfloat16 else 1
         self.side = lanes // width if sides(job.target, job.bfloat16, width) and width == job.block[0] else 1
-        self.side = self.side if self.run % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
+        self.side = self.side if job.block[1] % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
         self.k_step = self.side * unit
         self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]
         self.woven = job.bfloat16 and width == 2 * lanes == 32
         self.types = [f"<{n} x float>" for _ in self.pixels for _, n, _ in self.vectors]
+
+    def _runs(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """(first, last + 1, pixels): taps of a kernel row side by side in memory, the pixels they meet.
+
+        Where a tile spans its row of the image, taps that fall on the padding of a pixel are left out.
+        """
+        job, runs = self.job, list[tuple[int, int, tuple[int, ...]]]()
+        for s in range(job.kernel[1]):
+            met = tuple(range(len(self.pixels)))
+            if not job.flat and job.tile[1] == job.out[1]:
+                column = [b * job.stride[1] - job.padding[1] + s * job.dilation[1] for _, b in self.pixels]
+                met = tuple(p for p in met if 0 <= column[p] < job.size[1])
+            if runs and runs[-1][2] == met and job.dilation[1] == 1:
+                runs[-1] = (runs[-1][0], s + 1, met)
+            elif met:
+                runs.append((s, s + 1, met))
+        return runs
 
     def _vectors(self) -> list[tuple[int, int, int]]:
         """(first output, lanes, outputs) of the vectors that hold the tile's outputs."""
@@ -212,32 +229,32 @@ class _Tile:
         return self._loop("row", "%first", "%last", 1, kernel_row, sums)
 
     def _kernel_row(self, x: str, w: str, sums: list[str]) -> list[str]:
-        job, code = self.job, self.code
-        if job.kernel[1] == 1 or job.dilation[1] == 1:
-            return self._run(x, w, sums)
+        code, element, BC = self.code, self.job.element, self.job.block[1]
+        for first, last, pixels in self.runs:
+            at_x = code.at(x, first * self.job.dilation[1] * BC, element)
+            at_w = code.at(w, first * BC * self.job.block[0], element)
+            sums = self._run(at_x, at_w, (last - first) * BC, pixels, sums)
+        return sums
 
-        def tap(s: str, sums: list[str]) -> list[str]:
-            at_x = code.at(x, code.mul(s, job.dilation[1] * job.block[1]), job.element)
-            at_w = code.at(w, code.mul(s, job.block[0] * job.block[1]), job.element)
-            return self._run(at_x, at_w, sums)
-
-        return self._loop("tap", 0, job.kernel[1], 1, tap, sums)
-
-    def _run(self, x: str, w: str, sums: list[str]) -> list[str]:
-        """The run of k at x and w, unrolled where it divides."""
+    def _run(self, x: str, w: str, length: int, pixels: tuple[int, ...], sums: list[str]) -> list[str]:
+        """The run of k at x and w for some pixels, unrolled where it divides."""
         code, element = self.code, self.job.element
-        whole = self.run // self.k_step
-        unroll = max(n for n in range(1, 9) if whole % n == 0) * self.k_step
+        whole = length // self.k_step
+        unroll = max(n for n in range(1, 5) if whole % n == 0) * self.k_step
 
         def steps(k: str, sums: list[str]) -> list[str]:
             at_w = code.at(w, code.mul(k, self.job.block[0]), element)
-            return self._steps(code.at(x, k, element), at_w, range(0, unroll, self.k_step), unroll, sums)
+            return self._steps(
+                code.at(x, k, element), at_w, range(0, unroll, self.k_step), unroll, pixels, sums
+            )
 
         whole *= self.k_step
         sums = self._loop("k", 0, whole, unroll, steps, sums)
-        return self._steps(x, w, range(whole, self.run, self.k_step), self.run, sums)
+        return self._steps(x, w, range(whole, length, self.k_step), length, pixels, sums)
 
-    def _steps(self, x: str, w: str, ks: range, end: int, sums: list[str]) -> list[str]:
+    def _steps(
+        self, x: str, w: str, ks: range, end: int, pixels: tuple[int, ...], sums: list[str]
+    ) -> list[str]:
         """The steps at each of `ks`; a step past `end` takes only its first k."""
         code, sums = self.code, [*sums]
         row = self.job.block[0] * self.job.bytes
@@ -251,7 +268,8 @@ class _Tile:
                 weights = self._woven(w, k, half)
             else:
                 weights = [self._weights(w, k, start, n, count, half) for start, n, count in self.vectors]
-            for p, (a, b) in enumerate(self.pixels):
+            for p in pixels:
+                a, b = self.pixels[p]
                 offset = a * down + b * right + k
                 inputs = {n: self._broadcast(x, offset, n, half) for n in dict.fromkeys(n for _, n, _ in self.vectors)}
                 for v, (_, n, _) in enumerate(self.vectors):
