@@ -244,17 +244,13 @@ class _Tile:
 
         def steps(k: str, sums: list[str]) -> list[str]:
             at_w = code.at(w, code.mul(k, self.job.block[0]), element)
-            return self._steps(
-                code.at(x, k, element), at_w, range(0, unroll, self.k_step), unroll, pixels, sums
-            )
+            return self._steps(code.at(x, k, element), at_w, range(0, unroll, self.k_step), unroll, pixels, sums)
 
         whole *= self.k_step
         sums = self._loop("k", 0, whole, unroll, steps, sums)
         return self._steps(x, w, range(whole, length, self.k_step), length, pixels, sums)
 
-    def _steps(
-        self, x: str, w: str, ks: range, end: int, pixels: tuple[int, ...], sums: list[str]
-    ) -> list[str]:
+    def _steps(self, x: str, w: str, ks: range, end: int, pixels: tuple[int, ...], sums: list[str]) -> list[str]:
         """The steps at each of `ks`; a step past `end` takes only its first k."""
         code, sums = self.code, [*sums]
         row = self.job.block[0] * self.job.bytes

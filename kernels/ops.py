@@ -180,6 +180,24 @@ conv_operator = torch.ops.fxdbsr.conv.default
 torch.library.register_autograd("fxdbsr::conv", _backward, setup_context=_setup_context, lib=_library)
 
 
+def is_watched(*tensors: Tensor | None) -> bool:
+    """True where the operator itself must be seen: by a gradient, a compiler, a mode, a transform or a profiler.
+
+    Where it is False, calling the engine computes the same and costs a fifth of the dispatch: 8 instead of 35
+    microseconds for a small conv, in networks with some fifty of them.
+    """
+    return (
+        (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch.compiler.is_compiling()
+        or type(tensors[0]) is not Tensor
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
 @register_flop_formula(torch.ops.fxdbsr.conv)
 def conv_flops(
     input_shape: Sequence[int],

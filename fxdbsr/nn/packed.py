@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.choice import choose, engine_module
 from fxdbsr.kernels.geometry import output_size
-from fxdbsr.kernels.ops import conv_operator
+from fxdbsr.kernels.ops import conv_operator, engine_conv, is_watched
 from fxdbsr.kernels.reference import activate
 
 
@@ -53,6 +53,7 @@ class PackedConv(nn.Module):
         super().__init__()
         self.grid, self.pad, self.backend = grid, pad, backend
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
         values, crow_indices, col_indices = grid.pack(weight.detach())
         self.register_buffer("values", values)
@@ -105,24 +106,23 @@ class PackedConv(nn.Module):
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        y: Tensor = conv_operator(
+        state = self._buffers
+        values = state["values"]
+        arguments = (
             x,
-            self.values,
-            self.crow_indices,
-            self.col_indices,
-            self.bias,
+            values,
+            state["crow_indices"],
+            state["col_indices"],
+            state["bias"],
             residual,
             self._derived,
-            self.grid.in_channels,
-            self.grid.out_channels,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.grid.groups,
+            *self._sizes,
             activation,
             self.negative_slope,
-            self.engine,
         )
+        if self.engine == "cpu" and not is_watched(x, values, residual):
+            return engine_conv("cpu")(*arguments)
+        y: Tensor = conv_operator(*arguments, self.engine)
         return y
 
     def _dense(self, x: Tensor) -> Tensor:
