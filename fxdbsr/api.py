@@ -10,13 +10,14 @@ from typing import Any
 from torch import fx, nn
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unwrap
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
 from fxdbsr.passes import CONVERT, PREPARE, run
 from fxdbsr.passes.lowering import Lowering
-from fxdbsr.passes.scale_functions import FUNCTIONS, grid_of_call, why_unscalable_call
+from fxdbsr.passes.scale_functions import grid_of_call
 from fxdbsr.passes.scale_layers import grid_of_layer
 from fxdbsr.passes.selection import CONV_TYPES, Selection
 

@@ -107,6 +107,6 @@ def writes_in_place(node: fx.Node) -> bool:
         return bool(getattr(module, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return name.startswith("i") and hasattr(operator, name[1:]) or name == "setitem"
+        return (name.startswith("i") and hasattr(operator, name[1:])) or name == "setitem"
     inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
     return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs

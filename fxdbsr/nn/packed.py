@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import ops as _ops  # noqa: F401  (registers torch.ops.fxdbsr)
+from fxdbsr.kernels import ops as _ops
 from fxdbsr.kernels.choice import choose, engine_module
 from fxdbsr.kernels.reference import activate
 
@@ -171,3 +171,14 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+def why_unpacked(layer: nn.Module) -> str | None:
+    """Why `layer` is not packed, as a sentence, or None where it can be."""
+    if isinstance(layer, nn.Linear):
+        return "no engine packs linear layers"
+    if getattr(layer, "transposed", False):
+        return "no engine packs transposed convs"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks"
+    return None
