@@ -1,4 +1,4 @@
-"""Functional convs in a graph: `F.conv2d(x, w, b)` and its family, which layer each stands for, what it reads."""
+"""Functional convs, `F.conv2d(x, w, b)` and its family: which layer each stands for, what it reads."""
 
 from __future__ import annotations
 

@@ -174,10 +174,12 @@ class PackedConv(nn.Module):
 
 
 def why_unpacked(layer: nn.Module) -> str | None:
-    """Why `layer` is not packed, as a sentence, or None where it can be."""
-    if isinstance(layer, nn.Linear):
+    """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
+    grid = layer.grid
+    assert isinstance(grid, BlockGrid)
+    if not grid.kernel_size:
         return "no engine packs linear layers"
-    if getattr(layer, "transposed", False):
+    if grid.transposed:
         return "no engine packs transposed convs"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
