@@ -165,7 +165,7 @@ def convert(
     traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
     assert isinstance(traced, fx.GraphModule)
     run(CONVERT, traced, lowering)
-    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+    return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
 
 
 def check_block_size(model: nn.Module, block_size: Any) -> None:

@@ -39,7 +39,7 @@ def why_unscalable_call(node: fx.Node) -> str | None:
         return f"its weight {weight.target} is not a parameter"
     constants = [value for key, value in arguments.items() if key not in ("input", "weight", "bias")]
     dynamic: list[fx.Node] = []
-    fx.node.map_arg(constants, dynamic.append)  # type: ignore[arg-type]
+    fx.node.map_arg(constants, dynamic.append)
     if dynamic:
         return f"its {dynamic[0]} is computed in the forward"
     return None

@@ -20,8 +20,8 @@ from fxdbsr.reporting.timing import with_times
 def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> Report:
     """Count blocks, MACs, parameters and bytes of every conv and linear layer of `model`.
 
-    The model runs once on `example_inputs`, in eval mode and without gradients; figures are for these inputs as
-    given, batch included. Its mode, hooks and state are the same afterwards.
+    The model runs once on `example_inputs`, in eval mode and without gradients; figures are for these inputs
+    as given, batch included. Its mode, hooks and state are the same afterwards.
 
     Args:
         model: plain, prepared or converted; wrappers of torch.compile and DistributedDataParallel are looked
@@ -40,6 +40,8 @@ def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> R
     shown = [_described(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not shown:
         raise TypeError(f"example_inputs: expected a tensor or a tuple with one, got {example_inputs!r:.80}")
+    if measure and any(leaf.is_meta for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)):
+        raise ValueError("measure: expected inputs that hold values, got tensors on the meta device")
     root = unwrap(model)
     for name, parameter in root.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):

@@ -1,7 +1,7 @@
 """The model as a networkx graph, its nodes with the figures of the report's rows, and as text for Graphviz.
 
-Nodes are those of the traced eval graph and edges carry the data. Where a model cannot be traced the nodes are
-its modules, and edges lead from a module to its children. `graph.graph["edges"]` says which.
+Nodes are those of the traced eval graph and edges carry the data. Where a model cannot be traced the nodes
+are its modules, and edges lead from a module to its children. `graph.graph["edges"]` says which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxdbsr.reporting.count import Tally
 
 
 def eval_graph(model: nn.Module) -> fx.GraphModule | None:
-    """What `model` runs in eval mode, its own graph or one traced on a copy, or None where it cannot be traced."""
+    """What `model` runs in eval mode: its own graph, or one traced on a copy, or None where none can be."""
     if isinstance(model, TwoGraphModule):
         return model.graph_module(False)
     if isinstance(model, fx.GraphModule):
@@ -42,7 +42,9 @@ def function_calls(graph_module: fx.GraphModule | None, count: int) -> list[tupl
 
 
 def _is_conv_call(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in FUNCTIONS and FUNCTIONS[node.target][0] is not nn.Linear  # type: ignore[index]
+    return (
+        node.op == "call_function" and node.target in FUNCTIONS and FUNCTIONS[node.target][0] is not nn.Linear
+    )
 
 
 def figures_graph(model: nn.Module, graph_module: fx.GraphModule | None, tally: Tally) -> nx.DiGraph[str]:

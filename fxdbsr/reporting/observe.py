@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,20 @@ from fxdbsr.calls import FUNCTIONS
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked, ScaledFunction, plain_type
 
+Layer: TypeAlias = nn.Module | Callable[..., Any]
+
 
 @dataclass
 class Call:
     """One call of a layer.
 
     Attributes:
-        args, kwargs: what it was called with, without the input where inputs are not kept.
+        layer: the module or function.
+        args, kwargs: what it was called with; without the tensors of the forward where inputs are not kept.
         macs: what ran, in MACs.
     """
 
+    layer: Layer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     input_shape: tuple[int, ...]
@@ -41,25 +45,17 @@ class Call:
 
 
 @dataclass
-class Seen:
-    """A layer that the forward called, as module or as function, with its calls in order."""
-
-    layer: nn.Module | Callable[..., Any]
-    calls: list[Call] = field(default_factory=list)
-
-
-@dataclass
 class Observation:
     """What one forward did.
 
     Attributes:
-        modules: the conv and linear modules, in the order of their first calls.
+        modules: the calls of each conv and linear module, in the order of the first ones.
         functions: every call of a functional conv outside of those, in order.
         macs: of the whole forward.
     """
 
-    modules: list[Seen]
-    functions: list[Seen]
+    modules: list[list[Call]]
+    functions: list[Call]
     macs: int
 
 
@@ -74,8 +70,8 @@ class _Watch(TorchFunctionMode):
     def __init__(self, counter: FlopCounterMode, keep: bool) -> None:
         super().__init__()
         self.counter, self.keep = counter, keep
-        self.modules: dict[int, Seen] = {}
-        self.functions: list[Seen] = []
+        self.modules: dict[int, list[Call]] = {}
+        self.functions: list[Call] = []
         self.open: list[int] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -84,15 +80,19 @@ class _Watch(TorchFunctionMode):
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before = self.open.pop()
         if not self.open:
-            seen = self.modules.setdefault(id(module), Seen(module))
-            seen.calls.append(self.call(args, kwargs, output, before))
+            calls = self.modules.setdefault(id(module), [])
+            calls.append(self.call(module, args, kwargs, output, before))
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, before: int) -> Call:
+    def call(
+        self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, before: int
+    ) -> Call:
         shapes = (_shape((args, kwargs)), _shape(output))
         flops = self.counter.get_total_flops() - before
-        if not self.keep:
+        if not self.keep and isinstance(layer, PackedConv):
+            args, kwargs = (), {}
+        elif not self.keep:
             args, kwargs = (None, *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
-        return Call(args, kwargs, *shapes, flops // 2)
+        return Call(layer, args, kwargs, *shapes, flops // 2)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,7 +100,7 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         before = self.counter.get_total_flops()
         output = func(*args, **kwargs)
-        self.functions.append(Seen(func, [self.call(args, kwargs, output, before)]))
+        self.functions.append(self.call(func, args, kwargs, output, before))
         return output
 
 

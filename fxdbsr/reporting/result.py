@@ -15,7 +15,9 @@ from fxdbsr.reporting.graph import to_dot
 from fxdbsr.reporting.rows import LayerRow
 from fxdbsr.reporting.table import markdown, text
 
-CONVENTION = "1 MAC is 1 multiply-accumulate, 2 FLOPs; convs, linear layers and matrix products count, no biases"
+CONVENTION = (
+    "1 MAC is 1 multiply-accumulate, 2 FLOPs; convs, linear layers and matrix products count, no biases"
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class LayerRow:
         macs_dense: MACs with every weight.
         macs: MACs with the kept blocks alone, edge blocks with their real size.
         macs_run: MACs that the kernel executes: all for a dense one, padding of blocks included for others.
-        params_dense: numel of dense weight and bias; a folded batch norm is part of them and no longer counts.
+        params_dense: numel of dense weight and bias; a batch norm that was folded into them is no more.
         params: numel of the kept blocks and the bias. Scales and masks are none.
         bytes: of parameters, or of packed values, indices and bias, as they are saved; what an engine derives
             from them (tables, an unpacked weight) and buffers such as running statistics are left out.

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from tabulate import DataRow, Line, TableFormat, tabulate
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 from fxdbsr.reporting.rows import LayerRow, sum_rows
 
 if TYPE_CHECKING:
     from fxdbsr.reporting.result import Report
 
-_TIGHT = TableFormat(
-    lineabove=None,
-    linebelowheader=Line("", "-", " ", ""),
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=DataRow("", " ", ""),
-    datarow=DataRow("", " ", ""),
-    padding=0,
-    with_header_hide=None,
-)
+_TIGHT = TableFormat(None, Line("", "-", " ", ""), None, None, None, DataRow("", " ", ""), 0, None)
 SHORTEST_NAME = 12
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its header, how a row fills it, and the order in which columns give way (largest first)."""
+    """One column: its header of two lines, how a row fills it, and its turn to give way (largest first)."""
 
+    group: str
     header: str
     cell: Callable[[LayerRow], str]
     gives_way: int = 0
     right: bool = True
+
+    @property
+    def name(self) -> str:
+        """Group and header in one."""
+        return f"{self.group} {self.header}".strip()
 
 
 def figure(value: float, unit: str = "") -> str:
@@ -69,9 +66,9 @@ def shape(value: Sequence[int] | None) -> str:
     return "" if value is None else "x".join(str(n) for n in value)
 
 
-def _columns(notes: dict[str, str]) -> list[Column]:
+def _columns(notes: dict[str, str], batch: int | None = None) -> list[Column]:
     def kernel(row: LayerRow) -> str:
-        return f"{row.kernel} {notes[row.reason]}" if row.reason else row.kernel
+        return f"{row.kernel} {notes[row.reason]}".strip() if row.reason else row.kernel
 
     def blocks(row: LayerRow) -> str:
         return f"{row.blocks_kept}/{row.blocks_total}" if row.blocks_total else ""
@@ -79,86 +76,114 @@ def _columns(notes: dict[str, str]) -> list[Column]:
     def sparsity(row: LayerRow) -> str:
         return percent(row.sparsity) if row.block_size or row.blocks_total else ""
 
+    def output(row: LayerRow) -> str:
+        return "" if row.output_shape is None else shape(row.output_shape[0 if batch is None else 1 :])
+
     def ms(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
     return [
-        Column("kind", lambda row: row.kind, 5, right=False),
-        Column("weight", lambda row: shape(row.weight_shape), 2),
-        Column("output", lambda row: shape(row.output_shape), 4),
-        Column("block", lambda row: shape(row.block_size), 3),
-        Column("blocks\nkept", blocks),
-        Column("zero", sparsity),
-        Column("MACs\ndense", lambda row: figure(row.macs_dense)),
-        Column("\nkept", lambda row: figure(row.macs)),
-        Column("\nrun", lambda row: figure(row.macs_run)),
-        Column("\nsaved", lambda row: percent(row.saved) if row.macs_dense else ""),
-        Column("params\ndense", lambda row: figure(row.params_dense)),
-        Column("\nnow", lambda row: figure(row.params)),
-        Column("bytes", lambda row: figure(row.bytes), 1),
-        Column("ms\ndense", lambda row: ms(row.ms_dense)),
-        Column("\nnow", lambda row: ms(row.ms)),
-        Column("kernel", kernel, right=False),
+        Column("", "kind", lambda row: row.kind, 5, right=False),
+        Column("", "weight", lambda row: shape(row.weight_shape), 2),
+        Column("" if batch is None else f"{batch} x", "output", output, 4),
+        Column("", "block", lambda row: shape(row.block_size), 3),
+        Column("blocks", "kept", blocks),
+        Column("", "zero", sparsity),
+        Column("MACs", "dense", lambda row: figure(row.macs_dense)),
+        Column("MACs", "kept", lambda row: figure(row.macs)),
+        Column("MACs", "run", lambda row: figure(row.macs_run)),
+        Column("MACs", "cut", lambda row: percent(row.saved) if row.macs_dense else ""),
+        Column("params", "dense", lambda row: figure(row.params_dense)),
+        Column("params", "now", lambda row: figure(row.params)),
+        Column("", "bytes", lambda row: figure(row.bytes), 1),
+        Column("ms", "dense", lambda row: ms(row.ms_dense)),
+        Column("ms", "now", lambda row: ms(row.ms)),
+        Column("", "kernel", kernel, right=False),
     ]
+
+
+def note(index: int) -> str:
+    """Mark of the note with that index: a to z, then numbers."""
+    return "abcdefghijklmnopqrstuvwxyz"[index] if index < 26 else str(index)
 
 
 def text(report: Report, sort: str | None, depth: int | None, only_changed: bool, width: int) -> str:
     """`report` as lines of at most `width` characters."""
     rows = arranged(report.rows, sort, depth, only_changed)
-    shown = [*rows, report.other, report.total]
+    shown = [*rows, *([report.other] if report.other.macs or report.other.params else []), report.total]
     reasons = list(dict.fromkeys(row.reason for row in shown if row.reason))
-    notes = {reason: f"[{i}]" for i, reason in enumerate(reasons, 1)}
-    columns = [c for c in _columns(notes) if any(c.cell(row) for row in shown)]
+    notes = {reason: note(i) for i, reason in enumerate(reasons)}
+    first = {row.output_shape[:1] for row in report.rows if row.output_shape}
+    batch = next(iter(first))[0] if len(first) == 1 else None
+    columns = [c for c in _columns(notes, batch) if any(c.cell(row) for row in shown)]
     longest = max(len(row.name) for row in shown)
     dropped = []
     while (left := width - _width(columns, shown)) < min(longest, 24) and any(c.gives_way for c in columns):
         column = max(columns, key=lambda c: c.gives_way)
         columns.remove(column)
-        dropped.append(" ".join(column.header.split()))
+        dropped.append(column.header)
     names = [shorten(row.name, max(left, SHORTEST_NAME)) for row in shown]
     cells = [[name, *(c.cell(row) for c in columns)] for name, row in zip(names, shown, strict=True)]
     align = ["left", *("right" if c.right else "left" for c in columns)]
-    headers = ["layer", *(c.header for c in columns)]
-    table = tabulate(cells, headers, _TIGHT, colalign=align, disable_numparse=True)
+    groups = [c.group if i == 0 or columns[i - 1].group != c.group else "" for i, c in enumerate(columns)]
+    headers = [["", *groups], ["layer", *(c.header for c in columns)]]
+    lines = [*headers, SEPARATING_LINE, *cells[:-1], SEPARATING_LINE, cells[-1]]
+    table = tabulate(lines, (), _TIGHT, colalign=align, disable_numparse=True)
     hidden = len(report.rows) - len(rows) if only_changed else 0
-    return "\n".join([*heading(report), "", table, "", *_below(report, notes, dropped, hidden)])
+    return "\n".join([*heading(report), "", table, "", *_below(notes, dropped, hidden, width)])
 
 
 def heading(report: Report) -> list[str]:
     """Model, inputs and totals, each with its unit."""
     total = report.total
-    lines = [
-        f"{report.model} on {', '.join(report.inputs)} (batch included)",
-        f"MACs (1 multiply-accumulate, 2 FLOPs): dense {_both(total.macs_dense)}, "
-        f"kept {_both(total.macs)}, run {_both(total.macs_run)}",
-        f"params: dense {total.params_dense:,}, now {total.params:,}; {total.bytes / 1e6:,.2f} MB",
+    figures = [
+        ["", "dense", "kept", "run", ""],
+        [
+            "MACs",
+            *(precise(m) for m in (total.macs_dense, total.macs, total.macs_run)),
+            "1 multiply-accumulate",
+        ],
+        ["FLOPs", *(precise(2 * m) for m in (total.macs_dense, total.macs, total.macs_run)), "2 a MAC"],
+        [
+            "params",
+            f"{total.params_dense:,}",
+            f"{total.params:,}",
+            "",
+            f"{total.bytes / 1e6:,.2f} MB as saved",
+        ],
     ]
     if total.blocks_total:
-        lines[-1] += (
-            f"; blocks: {total.blocks_kept:,} of {total.blocks_total:,} kept, sparsity {total.sparsity:.1%}"
-        )
-    return lines
+        zero = f"sparsity {total.sparsity:.1%}"
+        figures.append(["blocks", f"{total.blocks_total:,}", f"{total.blocks_kept:,}", "", zero])
+    table = tabulate(figures, (), "plain", colalign=("left", *["right"] * 3, "left"), disable_numparse=True)
+    return [f"{report.model} on {', '.join(report.inputs)}, batch included", *table.split("\n")]
 
 
-def _both(macs: int) -> str:
-    return f"{macs / 1e9:.3f} GMACs ({2 * macs / 1e9:.3f} GFLOPs)"
+def precise(value: int) -> str:
+    """`value` to four digits and more.
+
+    >>> precise(4_089_184_256), precise(40_816_640), precise(512)
+    ('4.089 G', '40.82 M', '512')
+    """
+    if value < 1000:
+        return str(value)
+    exponent = min((len(str(value)) - 1) // 3, 5)
+    scaled = value / 1000**exponent
+    return f"{scaled:.{max(4 - len(str(int(scaled))), 0)}f} {' kMGTP'[exponent]}"
 
 
-def _below(report: Report, notes: dict[str, str], dropped: list[str], hidden: int) -> list[str]:
-    lines = [f"{mark} {reason}" for reason, mark in notes.items()]
+def _below(notes: dict[str, str], dropped: list[str], hidden: int, width: int) -> list[str]:
+    lines = [f"{mark}: {reason}" for reason, mark in notes.items()]
     if hidden:
         lines.append(f"{hidden} layers without zero blocks are not shown")
     if dropped:
         lines.append(f"not shown at this width: {', '.join(dropped)}")
-    return lines
+    return [part for line in lines for part in wrap(line, width, subsequent_indent="   ")]
 
 
 def _width(columns: Sequence[Column], rows: Sequence[LayerRow]) -> int:
     """Characters that `columns` take, with the space before each."""
-    return sum(
-        1 + max(*(len(part) for part in c.header.split("\n")), *(len(c.cell(row)) for row in rows))
-        for c in columns
-    )
+    return sum(1 + max(len(c.group), len(c.header), *(len(c.cell(row)) for row in rows)) for c in columns)
 
 
 def shorten(name: str, width: int) -> str:
@@ -181,8 +206,10 @@ def arranged(
     if depth is not None:
         if depth < 1:
             raise ValueError(f"depth: expected at least 1, got {depth}")
-        stages = groupby(chosen, lambda row: ".".join(row.name.split(".")[:depth]))
-        chosen = [_stage(name, list(members)) for name, members in stages]
+        stages: dict[str, list[LayerRow]] = {}
+        for row in chosen:
+            stages.setdefault(".".join(row.name.split(".")[:depth]), []).append(row)
+        chosen = [_stage(name, members) for name, members in stages.items()]
     if sort is not None:
         known = [*(field.name for field in fields(LayerRow)), "saved"]
         if sort not in known:
@@ -200,17 +227,13 @@ def markdown(report: Report) -> str:
     """`report` as a Markdown table with every column, and the reasons in full."""
     shown = [*report.rows, report.other, report.total]
     columns = [c for c in _columns({row.reason: "" for row in shown}) if any(c.cell(row) for row in shown)]
-    columns.append(Column("reason", lambda row: row.reason, right=False))
+    columns.append(Column("", "reason", lambda row: row.reason, right=False))
     cells = [[_escaped(row.name), *(_escaped(c.cell(row)) for c in columns)] for row in shown]
     align = ["left", *("right" if c.right else "left" for c in columns)]
-    group = ""
-    headers = ["layer"]
-    for column in columns:
-        first, _, second = column.header.partition("\n")
-        group = first or group
-        headers.append(f"{group} {second}".strip())
+    headers = ["layer", *(c.name for c in columns)]
     table = tabulate(cells, headers, "pipe", colalign=align, disable_numparse=True)
-    return "\n\n".join(["  \n".join(_escaped(line) for line in heading(report)), table])
+    lines = "\n".join(f"    {line}" for line in heading(report))
+    return f"{lines}\n\n{table}"
 
 
 def _escaped(value: str) -> str:
