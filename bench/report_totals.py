@@ -31,9 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_meta(name: str) -> nn.Module:
+def on_meta(name: str, crop: int) -> nn.Module:
     """The model `name` on the meta device; RegNets compute their widths with tensors and are moved there."""
-    options = OPTIONS.get(name, {})
+    options = OPTIONS.get(name, {"image_size": crop} if name.startswith("vit") else {})
     with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         model: nn.Module = get_model(name, weights=None, **options)
     return model.to("meta")
@@ -43,7 +43,7 @@ def compare(name: str) -> dict[str, Any]:
     """The report's totals of the model `name` and torchvision's, at the crop size of its default weights."""
     weights = next(iter(get_model_weights(name)))
     crop = weights.transforms().crop_size[0]
-    model = on_meta(name).eval()
+    model = on_meta(name, crop).eval()
     x = torch.empty(1, 3, crop, crop, device="meta")
     total = fxdbsr.report(model, x).total
     gmacs, params = weights.meta["_ops"], weights.meta["num_params"]

@@ -49,10 +49,8 @@ def tally(model: nn.Module, observed: Observation, function_reasons: list[tuple[
     Args:
         function_reasons: for each functional call, its name in the graph and why it has no block scales.
     """
-    names = {id(module): name.replace("_orig_mod.", "") for name, module in model.named_modules()}
-    parameters = {
-        id(parameter): name.replace("_orig_mod.", "") for name, parameter in model.named_parameters()
-    }
+    names = {id(module): uncompiled(name) for name, module in model.named_modules()}
+    parameters = {id(parameter): uncompiled(name) for name, parameter in model.named_parameters()}
     has_blocks = any(isinstance(m, Blocked | PackedConv) for m in model.modules())
     unblocked = "not selected" if has_blocks else "not prepared"
     layers: dict[str, Weight] = {}
@@ -73,6 +71,11 @@ def tally(model: nn.Module, observed: Observation, function_reasons: list[tuple[
     masks = {layer.name: layer.alive.cpu() for layer in layers.values() if layer.alive is not None}
     other = _other(model, observed, rows, owners)
     return Tally(rows, other, masks, of_module, of_function, [layer.calls for layer in layers.values()])
+
+
+def uncompiled(name: str) -> str:
+    """`name` without the part that torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _row(layer: Weight, owners: dict[int, str]) -> LayerRow:
@@ -141,7 +144,11 @@ def _other(
     numel = sum(parameter.numel() for parameter in rest)
     size = sum(parameter.numel() * parameter.element_size() for parameter in rest)
     called = {id(calls[0].layer) for calls in observed.modules}
-    idle = [name for name, module in model.named_modules() if is_layer(module) and id(module) not in called]
+    idle = [
+        uncompiled(name)
+        for name, module in model.named_modules()
+        if is_layer(module) and id(module) not in called
+    ]
     reason = "attention products and projections, norms, embeddings"
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""

@@ -7,6 +7,7 @@ Nothing of the model is different afterwards: hooks, modes and recorded position
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def observe(model: nn.Module, inputs: tuple[Any, ...], keep_inputs: bool = False
                 stack.callback(post.remove)
         stack.enter_context(_attention_in_products())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Using `torch.compile")  # about the counter's global hooks
         stack.enter_context(counter)
         stack.enter_context(watch)
         model(*inputs)
