@@ -6,12 +6,15 @@ import csv
 import io
 import json
 from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
 from torch import Tensor
 
 from fxdbsr.reporting.graph import to_dot
+from fxdbsr.reporting.page import page
 from fxdbsr.reporting.rows import LayerRow
 from fxdbsr.reporting.table import markdown, text
 
@@ -94,6 +97,18 @@ class Report:
     def to_markdown(self) -> str:
         """The table for Markdown, with every column."""
         return markdown(self)
+
+    def to_html(self) -> str:
+        """A page that needs no other file: totals, a sortable table, a picture of each layer's blocks."""
+        return page(self)
+
+    def save_html(self, path: str | PathLike[str]) -> None:
+        """Write `to_html()` to `path`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        Path(path).write_text(self.to_html(), encoding="utf-8")
 
     def to_dot(self) -> str:
         """The graph for Graphviz."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from fxdbsr.reporting.columns import Column, all_columns, columns_of, note, precise
 from fxdbsr.reporting.rows import LayerRow, sum_rows
 
 if TYPE_CHECKING:
@@ -16,95 +17,6 @@ if TYPE_CHECKING:
 
 _TIGHT = TableFormat(None, Line("", "-", " ", ""), None, None, None, DataRow("", " ", ""), 0, None)
 SHORTEST_NAME = 12
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its header of two lines, how a row fills it, and its turn to give way (largest first)."""
-
-    group: str
-    header: str
-    cell: Callable[[LayerRow], str]
-    gives_way: int = 0
-    right: bool = True
-
-    @property
-    def name(self) -> str:
-        """Group and header in one."""
-        return f"{self.group} {self.header}".strip()
-
-
-def figure(value: float, unit: str = "") -> str:
-    """`value` to three digits with k, M, G or T.
-
-    >>> figure(4_089_184_256), figure(118_013_952), figure(999_999), figure(64)
-    ('4.09G', '118M', '1.00M', '64')
-    """
-    if abs(value) < 1000:
-        return f"{value:.0f}{unit}"
-    for prefix in "kMGTP":
-        value /= 1000
-        if abs(value) < 999.5 or prefix == "P":
-            break
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f}{prefix}{unit}"
-
-
-def percent(fraction: float) -> str:
-    """`fraction` in percent, where only 0 and 1 themselves print as 0% and 100%.
-
-    >>> percent(0), percent(0.004), percent(0.5), percent(0.999)
-    ('0%', '<1%', '50%', '>99%')
-    """
-    if 0 < fraction < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 <= fraction < 1 else f"{fraction:.0%}"
-
-
-def shape(value: Sequence[int] | None) -> str:
-    """`value` as 64x3x7x7."""
-    return "" if value is None else "x".join(str(n) for n in value)
-
-
-def _columns(notes: dict[str, str], batch: int | None = None) -> list[Column]:
-    def kernel(row: LayerRow) -> str:
-        return f"{row.kernel} {notes[row.reason]}".strip() if row.reason else row.kernel
-
-    def blocks(row: LayerRow) -> str:
-        return f"{row.blocks_kept}/{row.blocks_total}" if row.blocks_total else ""
-
-    def sparsity(row: LayerRow) -> str:
-        return percent(row.sparsity) if row.block_size or row.blocks_total else ""
-
-    def output(row: LayerRow) -> str:
-        return "" if row.output_shape is None else shape(row.output_shape[0 if batch is None else 1 :])
-
-    def ms(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-    return [
-        Column("", "kind", lambda row: row.kind, 5, right=False),
-        Column("", "weight", lambda row: shape(row.weight_shape), 2),
-        Column("" if batch is None else f"{batch} x", "output", output, 4),
-        Column("", "block", lambda row: shape(row.block_size), 3),
-        Column("blocks", "kept", blocks),
-        Column("", "zero", sparsity),
-        Column("MACs", "dense", lambda row: figure(row.macs_dense)),
-        Column("MACs", "kept", lambda row: figure(row.macs)),
-        Column("MACs", "run", lambda row: figure(row.macs_run)),
-        Column("MACs", "cut", lambda row: percent(row.saved) if row.macs_dense else ""),
-        Column("params", "dense", lambda row: figure(row.params_dense)),
-        Column("params", "now", lambda row: figure(row.params)),
-        Column("", "bytes", lambda row: figure(row.bytes), 1),
-        Column("ms", "dense", lambda row: ms(row.ms_dense)),
-        Column("ms", "now", lambda row: ms(row.ms)),
-        Column("", "kernel", kernel, right=False),
-    ]
-
-
-def note(index: int) -> str:
-    """Mark of the note with that index: a to z, then numbers."""
-    return "abcdefghijklmnopqrstuvwxyz"[index] if index < 26 else str(index)
 
 
 def text(report: Report, sort: str | None, depth: int | None, only_changed: bool, width: int) -> str:
@@ -115,7 +27,7 @@ def text(report: Report, sort: str | None, depth: int | None, only_changed: bool
     notes = {reason: note(i) for i, reason in enumerate(reasons)}
     first = {row.output_shape[:1] for row in report.rows if row.output_shape}
     batch = next(iter(first))[0] if len(first) == 1 else None
-    columns = [c for c in _columns(notes, batch) if any(c.cell(row) for row in shown)]
+    columns = [c for c in all_columns(notes, batch) if any(c.cell(row) for row in shown)]
     longest = max(len(row.name) for row in shown)
     dropped = []
     while (left := width - _width(columns, shown)) < min(longest, 24) and any(c.gives_way for c in columns):
@@ -157,19 +69,6 @@ def heading(report: Report) -> list[str]:
         figures.append(["blocks", f"{total.blocks_total:,}", f"{total.blocks_kept:,}", "", zero])
     table = tabulate(figures, (), "plain", colalign=("left", *["right"] * 3, "left"), disable_numparse=True)
     return [f"{report.model} on {', '.join(report.inputs)}, batch included", *table.split("\n")]
-
-
-def precise(value: int) -> str:
-    """`value` to four digits and more.
-
-    >>> precise(4_089_184_256), precise(40_816_640), precise(512)
-    ('4.089 G', '40.82 M', '512')
-    """
-    if value < 1000:
-        return str(value)
-    exponent = min((len(str(value)) - 1) // 3, 5)
-    scaled = value / 1000**exponent
-    return f"{scaled:.{max(4 - len(str(int(scaled))), 0)}f} {' kMGTP'[exponent]}"
 
 
 def _below(notes: dict[str, str], dropped: list[str], hidden: int, width: int) -> list[str]:
@@ -226,7 +125,7 @@ def _stage(name: str, members: list[LayerRow]) -> LayerRow:
 def markdown(report: Report) -> str:
     """`report` as a Markdown table with every column, and the reasons in full."""
     shown = [*report.rows, report.other, report.total]
-    columns = [c for c in _columns({row.reason: "" for row in shown}) if any(c.cell(row) for row in shown)]
+    columns = columns_of(shown)
     columns.append(Column("", "reason", lambda row: row.reason, right=False))
     cells = [[_escaped(row.name), *(_escaped(c.cell(row)) for c in columns)] for row in shown]
     align = ["left", *("right" if c.right else "left" for c in columns)]
