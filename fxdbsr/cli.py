@@ -30,22 +30,21 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the process's arguments) names; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser, command = _parser(arguments)
     try:
+        parser, command = _parser(arguments)
         args = parser.parse_args(arguments)
-    except SystemExit as leave:
-        return int(leave.code or 0)
-    if command is None:
-        parser.print_help()
-        return 2
-    try:
+        if command is None:
+            parser.print_help()
+            return 2
         code: int = command.run(args)
         sys.stdout.flush()
+    except SystemExit as leave:
+        return int(leave.code or 0)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"fxdbsr {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fxdbsr {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return code
 

@@ -213,6 +213,21 @@ def test_macs_by_class_and_blocks_equal_the_known_arithmetic(name: str, expected
     assert {**found, "blocks": sum(r.blocks_total for r in report.rows if r.name != "conv1")} == expected
 
 
+def test_resnet50_at_the_densities_fitted_to_the_posters_rows_has_their_figures() -> None:
+    """Row A (.654 / .684) has 17.89 M parameters and 2.74 GMACs, row B (.541 / .445) 13.36 M and 2.19 G."""
+    model = fxdbsr.prepare(get_model("resnet50", weights=None), 32)
+    x = torch.randn(1, 3, 224, 224)
+    for early, late, params, macs in ((0.654, 0.684, 17.89e6, 2.74e9), (0.541, 0.445, 13.36e6, 2.19e9)):
+        for layer in blocked_layers(model):
+            density = 1.0 if layer.name == "conv1" else late if layer.name.startswith("layer4") else early
+            kept = torch.zeros(layer.mask.numel(), dtype=torch.bool)
+            kept[: round(density * kept.numel())] = True
+            layer.set_mask(kept.view_as(layer.mask))
+        total = fxdbsr.report(model, x).total
+        assert total.params == pytest.approx(params, rel=0.01)
+        assert total.macs == pytest.approx(macs, rel=0.01)
+
+
 # ---------------------------------------------------------------- FlopCounterMode and brute force
 
 
@@ -387,6 +402,7 @@ def test_models_with_two_graphs_and_uncalled_heads_report_the_eval_graph() -> No
     x = torch.randn(2, 3, 64, 64)
     report = fxdbsr.report(model.train(), x)
     assert model.training
+    assert report.model == "GoogLeNet"
     assert not any(row.name.startswith("aux") for row in report.rows)
     assert "not called as layers in eval mode: aux1.conv.conv" in report.other.reason
     assert 2 * report.total.macs_run == counted(model, x)
@@ -426,6 +442,15 @@ def test_compiled_parts_run_uncompiled_and_keep_their_names() -> None:
     expected = fxdbsr.report(model, torch.randn(2, 3, 9, 8)).to_dict()
     model.stem = torch.compile(model.stem)  # type: ignore[assignment]
     assert fxdbsr.report(model, torch.randn(2, 3, 9, 8)).to_dict() == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_models_are_counted_whole() -> None:
+    x = torch.randn(2, 3, 9, 8)
+    report, plain = (fxdbsr.report(m, x) for m in (torch.jit.script(Small()), Small()))
+    assert report.rows == []
+    assert (report.total.macs, report.total.params) == (plain.total.macs, plain.total.params)
+    assert "scripted modules with their layers" in report.other.reason
 
 
 def test_a_part_that_is_a_prepared_graph_is_reported_under_its_path() -> None:

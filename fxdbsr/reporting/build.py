@@ -61,7 +61,8 @@ def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> R
         counted.rows = with_times(root, counted)
     total = sum_rows([*counted.rows, counted.other], "total", "total")
     graph = figures_graph(root, graph_module, counted)
-    return Report(type(root).__name__, tuple(shown), counted.rows, counted.other, total, graph, counted.masks)
+    name = type(graph_module or root).__name__
+    return Report(name, tuple(shown), counted.rows, counted.other, total, graph, counted.masks)
 
 
 def _described(tensor: Tensor) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
@@ -54,10 +55,11 @@ def tally(model: nn.Module, observed: Observation, function_reasons: list[tuple[
     has_blocks = any(isinstance(m, Blocked | PackedConv) for m in model.modules())
     unblocked = "not selected" if has_blocks else "not prepared"
     layers: dict[str, Weight] = {}
+    places: dict[str, int] = {}
 
     def add(layer: Weight, key: str, calls: list[Call]) -> int:
         layers.setdefault(key, layer).calls.extend(calls)
-        return list(layers).index(key)
+        return places.setdefault(key, len(places))
 
     of_module, of_function = {}, []
     for calls in observed.modules:
@@ -150,6 +152,8 @@ def _other(
         if is_layer(module) and id(module) not in called
     ]
     reason = "attention products and projections, norms, embeddings"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        reason += ", scripted modules with their layers"
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         reason += f"; not called as layers in eval mode: {', '.join(idle[:3])}{more}"
