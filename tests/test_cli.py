@@ -31,7 +31,7 @@ def test_report_writes_json_in_place_of_the_table(capsys: pytest.CaptureFixture[
 
 
 def test_report_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "markdown", "dot")}
+    paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "markdown", "dot", "html")}
     options = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
     assert main([*SMALL, "--block", "1xall", "--convert", "reference", *options]) == 0
     assert "reference" in capsys.readouterr().out
@@ -39,6 +39,7 @@ def test_report_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert paths["csv"].read_text().startswith("name,kind,")
     assert "| layer" in paths["markdown"].read_text()
     assert paths["dot"].read_text().startswith("digraph")
+    assert paths["html"].read_text().startswith("<!doctype html>")
 
 
 def test_report_takes_a_callable_and_a_checkpoint(
