@@ -10,13 +10,14 @@ from typing import Any
 from torch import fx, nn
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
 from fxdbsr.passes import CONVERT, PREPARE, run
 from fxdbsr.passes.lowering import Lowering
-from fxdbsr.passes.scale_functions import FUNCTIONS, grid_of_call, why_unscalable_call
+from fxdbsr.passes.scale_functions import grid_of_call
 from fxdbsr.passes.scale_layers import grid_of_layer
 from fxdbsr.passes.selection import CONV_TYPES, Selection
 
@@ -166,7 +167,7 @@ def convert(
     traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
     assert isinstance(traced, fx.GraphModule)
     run(CONVERT, traced, lowering)
-    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+    return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
 
 
 def check_block_size(model: nn.Module, block_size: Any) -> None:

@@ -144,7 +144,8 @@ def _code(graph: fx.Graph) -> str:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
     while True:
-        inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+        modules = model.__dict__.get("_modules", {})
+        inner = modules["_orig_mod"] if "_orig_mod" in modules else None  # noqa: SIM401  (no get when scripted)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:

@@ -194,7 +194,7 @@ def is_watched(*tensors: Tensor | None) -> bool:
         or type(tensors[0]) is not Tensor
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd._profiler_enabled()
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
     )
 
 

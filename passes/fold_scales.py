@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from fxdbsr.calls import FUNCTIONS
 from fxdbsr.graph import called_module, get_attribute, replace
 from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, scale_layer_
 from fxdbsr.passes.lowering import Lowering
-from fxdbsr.passes.scale_functions import FUNCTIONS
 
 
 def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:

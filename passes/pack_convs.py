@@ -1,7 +1,7 @@
 """scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
 
 What no engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
-the zeros in its weight; `why_unpacked` says why.
+the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxdbsr.graph import called_module
-from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.packed import PackedConv, why_unpacked
 from fxdbsr.nn.scaled import ScaledLayer, plain_type
 from fxdbsr.passes.lowering import Lowering
 
@@ -22,17 +22,6 @@ def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
             model.set_submodule(name, packed(layer, lowering.backend))
         else:
             unscale_(layer)
-
-
-def why_unpacked(layer: nn.Module) -> str | None:
-    """Why `layer` is not packed, as a sentence, or None where it can be."""
-    if isinstance(layer, nn.Linear):
-        return "no engine packs linear layers"
-    if getattr(layer, "transposed", False):
-        return "no engine packs transposed convs"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has forward hooks"
-    return None
 
 
 def packed(layer: ScaledLayer, backend: str) -> PackedConv:

@@ -8,29 +8,15 @@ computed in the forward, is left alone (`why_unscalable_call`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.calls import FUNCTIONS, arguments_of, why_unscalable_call
 from fxdbsr.graph import get_attribute, replace
 from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight
 from fxdbsr.passes.selection import Selection
-
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-FUNCTIONS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.conv1d: (nn.Conv1d, _CONV),
-    F.conv2d: (nn.Conv2d, _CONV),
-    F.conv3d: (nn.Conv3d, _CONV),
-    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
-    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
-    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
-    F.linear: (nn.Linear, ("input", "weight", "bias")),
-}
 
 
 def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
@@ -65,23 +51,6 @@ def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
         replace(node, new)
 
 
-def why_unscalable_call(node: fx.Node) -> str | None:
-    """Why the functional conv `node` cannot take block scales, as a sentence, or None where it can."""
-    arguments = arguments_of(node)
-    weight = arguments.get("weight")
-    model = node.graph.owning_module
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or model is None:
-        return "its weight is computed in the forward"
-    if not isinstance(get_attribute(model, str(weight.target)), nn.Parameter):
-        return f"its weight {weight.target} is not a parameter"
-    constants = [value for key, value in arguments.items() if key not in ("input", "weight", "bias")]
-    dynamic: list[fx.Node] = []
-    fx.node.map_arg(constants, dynamic.append)
-    if dynamic:
-        return f"its {dynamic[0]} is computed in the forward"
-    return None
-
-
 def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:
     """The grid that `selection` asks for on the weight of `node`, or None where the call is left alone.
 
@@ -102,9 +71,3 @@ def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:
     check_weight(weight, name)
     transposed = kind.__name__.startswith("ConvTranspose")
     return BlockGrid.of(tuple(weight.shape), block_size, arguments.get("groups", 1), transposed)
-
-
-def arguments_of(node: fx.Node) -> dict[str, Any]:
-    """The arguments of the functional conv `node` by name."""
-    assert callable(node.target)
-    return dict(zip(FUNCTIONS[node.target][1], node.args, strict=False)) | node.kwargs

@@ -171,3 +171,16 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+def why_unpacked(layer: nn.Module) -> str | None:
+    """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
+    grid = layer.grid
+    assert isinstance(grid, BlockGrid)
+    if not grid.kernel_size:
+        return "no engine packs linear layers"
+    if grid.transposed:
+        return "no engine packs transposed convs"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks"
+    return None

@@ -1,0 +1,1 @@
+"""The report: what a model costs, layer by layer. `fxdbsr.report` is `fxdbsr.reporting.build.report`."""

@@ -1,0 +1,113 @@
+"""`Report`: the rows, their total, and every form in which they are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from torch import Tensor
+
+from fxdbsr.reporting.graph import to_dot
+from fxdbsr.reporting.page import page
+from fxdbsr.reporting.rows import LayerRow
+from fxdbsr.reporting.table import markdown, text
+
+CONVENTION = "1 MAC is 1 multiply-accumulate, 2 FLOPs; convs, linear layers and matrix products count, no biases"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model costs on given inputs; `str()` is the table.
+
+    Attributes:
+        model: its class.
+        inputs: shape, dtype and device of every input tensor, batch included.
+        rows: one for each conv and linear layer that ran, in the order of the first calls.
+        other: everything else: attention products and projections, norms, embeddings.
+        total: the sum of `rows` and `other`.
+        graph: the traced eval graph; nodes carry the figures of their rows.
+        masks: `[rows, columns]` bool by the layer's name, False where a block is zero.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    rows: list[LayerRow]
+    other: LayerRow
+    total: LayerRow
+    graph: nx.DiGraph[str]
+    masks: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(
+        self,
+        sort: str | None = None,
+        depth: int | None = None,
+        only_changed: bool = False,
+        width: int = 120,
+    ) -> str:
+        """The report as text.
+
+        Args:
+            sort: a field of `LayerRow`, or "saved"; figures with the largest first.
+            depth: sum the layers that agree in so many parts of their names.
+            only_changed: leave out layers that have no zero block.
+            width: characters of a line; columns that do not fit are left out, and named below the table.
+
+        Raises:
+            ValueError: an unknown field, or a depth below 1.
+        """
+        return text(self, sort, depth, only_changed, width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the graph and the masks, in plain types."""
+        return {
+            "model": self.model,
+            "inputs": list(self.inputs),
+            "convention": CONVENTION,
+            "rows": [row.to_dict() for row in self.rows],
+            "other": self.other.to_dict(),
+            "total": self.total.to_dict(),
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict()` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_csv(self) -> str:
+        """One line a row, then `other` and `total`; shapes as 64x3x7x7, times in ms, bytes in bytes."""
+        out = io.StringIO()
+        names = [field.name for field in fields(LayerRow)]
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(names)
+        for row in [*self.rows, self.other, self.total]:
+            values = (getattr(row, name) for name in names)
+            writer.writerow("x".join(map(str, v)) if isinstance(v, tuple) else v for v in values)
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """The table for Markdown, with every column."""
+        return markdown(self)
+
+    def to_html(self) -> str:
+        """A page that needs no other file: totals, a sortable table, a picture of each layer's blocks."""
+        return page(self)
+
+    def save_html(self, path: str | PathLike[str]) -> None:
+        """Write `to_html()` to `path`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        Path(path).write_text(self.to_html(), encoding="utf-8")
+
+    def to_dot(self) -> str:
+        """The graph for Graphviz."""
+        return to_dot(self.graph)
