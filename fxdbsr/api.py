@@ -150,9 +150,12 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    lowering = Lowering(as_backend(backend))
     if tune and example_inputs is None:
         raise ValueError("tune: measuring needs example_inputs, got None")
+    if tune and backend != "auto":
+        raise ValueError(f"tune: measuring chooses the engine, so it goes with backend='auto', got {backend!r}")
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    lowering = Lowering(as_backend(backend), tune, inputs)
     model = unwrap(model)
     if not any(isinstance(module, Blocked) for module in model.modules()):
         if block_size is None:

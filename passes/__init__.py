@@ -19,11 +19,12 @@ from fxdbsr.passes.fuse_epilogues import fuse_epilogues
 from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
+from fxdbsr.passes.tune_engines import tune_engines
 
 Options = TypeVar("Options")
 
 PREPARE = (scale_layers, scale_functions)
-CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues)
+CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:

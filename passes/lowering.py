@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,10 @@ class Lowering:
 
     Args:
         backend: "auto", "triton", "cpu", "reference" or "dense".
+        tune: measure engines instead of following the rule.
+        example_inputs: the model's arguments, for `tune`.
     """
 
     backend: str = "auto"
+    tune: bool = False
+    example_inputs: tuple[Any, ...] = ()

@@ -242,6 +242,16 @@ def test_the_prepared_model_stays_as_it_was() -> None:
     assert all(torch.equal(value, state[name]) for name, value in prepared.state_dict().items())
 
 
+def test_tuning_measures_and_stays_equal() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Net(), x)
+    converted = fxdbsr.convert(prepared, tune=True, example_inputs=x)
+    assert worst(converted, prepared, x) <= BOUND
+    layers = [m for m in converted.modules() if isinstance(m, PackedConv)]
+    assert all(layer.reason.startswith("measured: ") and " ms" in layer.reason for layer in layers)
+    assert not any(layer._forward_pre_hooks for layer in layers)
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_converted_models_can_be_copied(clone: Any) -> None:
     x = torch.randn(2, 3, 12, 12)
@@ -300,6 +310,7 @@ def test_nan_is_refused_by_name(what: str) -> None:
     [
         ({"backend": "gpu"}, "backend: expected one of"),
         ({"tune": True}, "tune: measuring needs example_inputs"),
+        ({"tune": True, "example_inputs": (), "backend": "dense"}, "tune: measuring chooses the engine"),
         ({"block_size": 8}, r"block_size: 0 was prepared with blocks of \(4, 3\), got 8"),
     ],
 )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.choice import choose, engine_module
+from fxdbsr.kernels.choice import choose, engine_module, why_not
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.ops import conv_operator, engine_conv, is_watched
 from fxdbsr.kernels.reference import activate
@@ -74,6 +74,16 @@ class PackedConv(nn.Module):
         arguments = (self.grid, self.stride, self.padding, self.dilation)
         self.engine, self.reason = choose(self.backend, self.density, *arguments, self.values.dtype, self.values.device)
         self.derive()
+
+    def use(self, engine: str, reason: str) -> None:
+        """Take `engine`, because of `reason`, and derive what it needs."""
+        self.engine, self.reason = engine, reason
+        self.derive()
+
+    def candidates(self) -> list[str]:
+        """Engines that can run this conv with the present dtype and device, dense among them."""
+        arguments = (self.grid, self.stride, self.padding, self.dilation, self.values.dtype, self.values.device)
+        return [engine for engine in ("cpu", "triton", "dense") if why_not(engine, *arguments) is None]
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
