@@ -2,6 +2,18 @@
 
 from fxdbsr.api import convert, prepare
 from fxdbsr.config import BlockConfig
+from fxdbsr.ranking import block_prune_
+from fxdbsr.scales import block_scales, param_groups, penalty
+from fxdbsr.sparsifier import Sparsifier
 
 __version__ = "0.1.0"
-__all__ = ["BlockConfig", "convert", "prepare"]
+__all__ = [
+    "BlockConfig",
+    "Sparsifier",
+    "block_prune_",
+    "block_scales",
+    "convert",
+    "param_groups",
+    "penalty",
+    "prepare",
+]
