@@ -74,8 +74,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse at once what would fail after minutes of training.
 
     Raises:
-        ImportError, ValueError, OSError: an extra that is not installed, an option out of its range, a path that
-            cannot be written.
+        ImportError, ValueError, OSError: an extra that is not installed, an option out of its range, a path
+            that cannot be written.
     """
     missing = [name for module, name in _EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
