@@ -29,7 +29,8 @@ def parsed(*argv: str) -> argparse.Namespace:
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three batches to train on, and 60 images to test."""
+    """Three small batches to train on, and 60 images to test."""
+    monkeypatch.setattr(demo, "BATCH", 16)
     whole = digits.load_digits()
 
     def load() -> digits.Digits:
