@@ -2,9 +2,24 @@
 
 from fxdbsr.api import convert, prepare
 from fxdbsr.config import BlockConfig
+from fxdbsr.ranking import block_prune_
 from fxdbsr.reporting.build import report
 from fxdbsr.reporting.result import Report
 from fxdbsr.reporting.rows import LayerRow
+from fxdbsr.scales import block_scales, param_groups, penalty
+from fxdbsr.sparsifier import Sparsifier
 
 __version__ = "0.1.0"
-__all__ = ["BlockConfig", "LayerRow", "Report", "convert", "prepare", "report"]
+__all__ = [
+    "BlockConfig",
+    "LayerRow",
+    "Report",
+    "Sparsifier",
+    "block_prune_",
+    "block_scales",
+    "convert",
+    "param_groups",
+    "penalty",
+    "prepare",
+    "report",
+]
