@@ -40,7 +40,8 @@ class ExpandedConv2d(ScaledConv2d):
         bo, bc = self.grid.block_size
         expanded = (self.scale * self.mask).repeat_interleave(bo, 0).repeat_interleave(bc, 1)
         expanded = expanded[: self.weight.shape[0], : self.weight.shape[1], None, None]
-        return self.weight * expanded.repeat(1, 1, *self.weight.shape[2:])
+        scaled: Tensor = self.weight * expanded.repeat(1, 1, *self.weight.shape[2:])
+        return scaled
 
 
 def arms(block_size: int) -> dict[str, nn.Module]:

@@ -89,7 +89,7 @@ def train_epoch(
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits `[N, classes]` of `model` in eval mode."""
     model.eval()
-    return torch.cat([model(part) for part in images.split(128)])  # type: ignore[no-untyped-call]
+    return torch.cat([model(part) for part in images.split(128)])
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -135,7 +135,7 @@ def test_second_derivatives_agree_with_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(output, inputs)
 
 
-class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Allocations(TorchDispatchMode):
     """Counts the tensors of at least `numel` elements that operators make anew, in memory of their own."""
 
     def __init__(self, numel: int) -> None:
