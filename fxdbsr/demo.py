@@ -8,7 +8,6 @@ picture of the masks, and how far the converted model's outputs are from the pre
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import json
 import os
@@ -27,6 +26,7 @@ from fxdbsr.digits import SIZE, Digits, accuracy, learning_rate, load_digits, pr
 from fxdbsr.models import resnet20
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.picture import save_masks
+from fxdbsr.reporting.build import report
 from fxdbsr.scales import param_groups
 from fxdbsr.sparsifier import Sparsifier
 
@@ -114,7 +114,7 @@ def demonstrate(args: argparse.Namespace) -> dict[str, Any]:
     expected = predict(sparse, data.test_images)
     packed, auto = convert(sparse, backend="reference"), convert(sparse)
     errors = [float((predict(m, data.test_images) - expected).abs().max()) for m in (packed, auto)]
-    table = importlib.import_module("fxdbsr").report(packed, example)
+    table = report(auto, example)
     picture = args.out / "masks.png"
     save_masks(sparse, picture)
     figures = {
