@@ -187,10 +187,10 @@ def is_watched(*tensors: Tensor | None) -> bool:
     microseconds for a small conv, in networks with some fifty of them.
     """
     return (
-        (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
-        or torch.compiler.is_compiling()
         or type(tensors[0]) is not Tensor
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None

@@ -285,12 +285,22 @@ def test_gradients_reach_the_inputs() -> None:
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_converted_models_compile_without_a_break() -> None:
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_converted_models_compile_without_a_break(backend: str) -> None:
     x = torch.randn(2, 3, 12, 12)
-    converted = fxdbsr.convert(prepared_net(Net(), x), backend="reference")
+    converted = fxdbsr.convert(prepared_net(Net(), x, block_size=8), backend=backend)
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), converted(x))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_converted_models_export_with_any_batch(backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    converted = fxdbsr.convert(prepared_net(Net(), x, block_size=8), backend=backend)
+    exported = torch.export.export(converted, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    y = torch.randn(5, 3, 12, 12)
+    torch.testing.assert_close(exported.module()(y), converted(y))
 
 
 def nan_in(what: str) -> nn.Module:
