@@ -1,6 +1,6 @@
 """Block-sparse convolutional networks: train block scales to zero, convert, measure what was saved."""
 
-from fxdbsr.api import convert, prepare
+from fxdbsr.api import convert, prepare, to_dense
 from fxdbsr.config import BlockConfig
 from fxdbsr.ranking import block_prune_
 from fxdbsr.reporting.build import report
@@ -22,4 +22,5 @@ __all__ = [
     "penalty",
     "prepare",
     "report",
+    "to_dense",
 ]

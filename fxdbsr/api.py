@@ -15,7 +15,7 @@ from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
-from fxdbsr.passes import CONVERT, PREPARE, run
+from fxdbsr.passes import CONVERT, PREPARE, TO_DENSE, run
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.scale_functions import grid_of_call
 from fxdbsr.passes.scale_layers import grid_of_layer
@@ -171,6 +171,28 @@ def convert(
     assert isinstance(traced, fx.GraphModule)
     run(CONVERT, traced, lowering)
     return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
+
+
+def to_dense(model: nn.Module) -> fx.GraphModule:
+    """The ordinary dense model behind a prepared or converted one: layers of `torch.nn`, zeros in their weights.
+
+    Args:
+        model: prepared, or converted; stays as it is.
+
+    Returns:
+        A `torch.fx.GraphModule` in eval mode that computes the same.
+
+    Raises:
+        TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    source = _copied(unwrap(model)).eval()
+    traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
+    if not isinstance(traced, fx.GraphModule):
+        raise ValueError(f"model: expected a prepared or converted model, got {type(model).__name__}")
+    run(TO_DENSE, traced, Lowering("dense"))
+    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
 
 
 def check_block_size(model: nn.Module, block_size: Any) -> None:

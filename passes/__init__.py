@@ -20,11 +20,13 @@ from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
 from fxdbsr.passes.tune_engines import tune_engines
+from fxdbsr.passes.unpack_convs import unpack_convs
 
 Options = TypeVar("Options")
 
 PREPARE = (scale_layers, scale_functions)
 CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
+TO_DENSE = (fold_scales, unpack_convs)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:

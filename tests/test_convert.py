@@ -187,6 +187,20 @@ def test_an_input_overwritten_between_conv_and_add_is_not_fused() -> None:
     assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
 
 
+@pytest.mark.parametrize("backend", [None, "reference", "auto"])
+def test_to_dense_gives_back_ordinary_layers_that_compute_the_same(backend: str | None) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Net(), x)
+    model = prepared if backend is None else fxdbsr.convert(prepared, backend=backend)
+    dense = fxdbsr.to_dense(model)
+    assert worst(dense, prepared, x) <= BOUND
+    leaves = [m for m in dense.modules() if not list(m.children())]
+    assert all(type(m).__module__.startswith("torch.nn") for m in leaves)
+    assert worst(model, prepared, x) <= BOUND
+    with pytest.raises(ValueError, match="expected a prepared or converted model"):
+        fxdbsr.to_dense(Net())
+
+
 @pytest.mark.parametrize("backend", ["reference", "dense"])
 def test_residuals_that_broadcast_stay_right(backend: str) -> None:
     class Model(nn.Module):

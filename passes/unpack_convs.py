@@ -1,0 +1,87 @@
+"""packed conv(x, r) -> act(conv(x) + r) with the dense conv of `torch.nn`, and scaled layer(x) -> layer(x).
+
+The inverse of `pack_convs` and `fuse_epilogues`: what is left is an ordinary model of torch's own layers, zeros
+where blocks were dropped.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxdbsr.graph import called_module
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.scaled import ScaledLayer
+from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.pack_convs import unscale_
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def unpack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
+    """Replace every packed conv and scaled layer of the graph by the layer of `torch.nn` that it stands for."""
+    layers = {str(n.target): called_module(n) for n in model.graph.nodes if n.op == "call_module"}
+    for node in list(model.graph.nodes):
+        layer = layers.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, PackedConv):
+            spell_out(node, layer)
+    for name, layer in layers.items():
+        if isinstance(layer, PackedConv):
+            model.set_submodule(name, dense_conv(layer))
+        elif isinstance(layer, ScaledLayer):
+            unscale_(layer)
+
+
+def spell_out(node: fx.Node, layer: PackedConv) -> None:
+    """Let nodes of their own do the padding, the residual add and the activation of the call `node`."""
+    x, *residual = node.args
+    graph = node.graph
+    last = node
+    if layer.pad is not None:
+        with graph.inserting_before(node):
+            x = graph.call_function(F.pad, (x, *layer.pad))
+    users = list(node.users)
+    node.args = (x,)
+    with graph.inserting_after(node):
+        if residual:
+            last = graph.call_function(operator.add, (node, residual[0]))
+    with graph.inserting_after(last):
+        if layer.activation == "leaky_relu":
+            last = graph.call_function(F.leaky_relu, (last, layer.negative_slope))
+        elif layer.activation != "none":
+            last = graph.call_function(FUNCTIONS[layer.activation], (last,))
+    for user in users:
+        user.replace_input_with(node, last)
+
+
+def dense_conv(layer: PackedConv) -> nn.Module:
+    """The conv of `torch.nn` with `layer`'s weight, without its padding mode, residual and activation."""
+    grid = layer.grid
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(grid.kernel_size) - 1]
+    conv: nn.Module = kind(
+        grid.in_channels,
+        grid.out_channels,
+        grid.kernel_size,
+        tuple(layer.stride),
+        tuple(layer.padding),
+        tuple(layer.dilation),
+        grid.groups,
+        bias=layer.bias is not None,
+        device="meta",
+    )
+    conv.register_parameter("weight", nn.Parameter(layer.weight()))
+    if layer.bias is not None:
+        conv.register_parameter("bias", nn.Parameter(layer.bias.clone()))
+    return conv.eval()
