@@ -409,8 +409,19 @@ def test_tables_of_another_engine_are_refused(engine: ModuleType) -> None:
     values = torch.zeros(0, 32, 32, 1, 1)
     empty = torch.zeros(2, dtype=torch.int32)
     x = torch.zeros(1, 32, 2, 2)
-    with pytest.raises(ValueError, match="tables: expected what"):
+    with pytest.raises(ValueError, match="tables: expected the 4 or 5"):
         engine.conv(x, values, empty, empty, None, None, [], 32, 32, (1, 1), (0, 0), (1, 1), 1, "none", 0.0)
+
+
+def test_tables_of_another_dtype_are_refused(engine: ModuleType) -> None:
+    grid = BlockGrid.of((32, 32, 1, 1), (32, 32))
+    values, crow, col = (t.to(DEVICE) for t in grid.pack(torch.ones(32, 32, 1, 1)))
+    geometry = (1, 1), (0, 0), (1, 1)
+    x = torch.zeros(1, 32, 2, 2, device=DEVICE, dtype=torch.float16)
+    for precision in (None, "3xtf32"):
+        tables = engine.tables(grid, values, crow, col, *geometry, precision=precision)
+        with pytest.raises(ValueError, match=r"tables: expected tables made for torch\.float16, got"):
+            engine.conv(x, values.half(), crow, col, None, None, tables, 32, 32, *geometry, 1, "none", 0.0)
 
 
 @pytest.mark.parametrize(
