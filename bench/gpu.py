@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import triton as engine
-from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.kernels.triton_roofline import Layer, choose, why_dense
+from fxdbsr.kernels.triton_tune import forms, graph_milliseconds
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU only for estimates and tests
 # Forms in which compilers have been known to lose a barrier: repeated 50 times as often.
 RACY = ("bitmask", "3xtf32")
 PARTS = ("correctness", "layers", "candidates", "compile", "bsr")
@@ -121,9 +122,9 @@ class Problem:
         weight = (weight * grid.expand_mask(keep)).to(layer.dtype)
         x = torch.randn(layer.batch, grid.in_channels, *layer.size, generator=generator).to(layer.dtype)
         bias = torch.randn(grid.out_channels, generator=generator).to(layer.dtype)
-        values, crow, col = (t.cuda() for t in grid.pack(weight, keep))
-        x, weight = (t.cuda().contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        return cls(layer, x, weight, bias.cuda(), (values, crow, col))
+        values, crow, col = (t.to(DEVICE) for t in grid.pack(weight, keep))
+        x, weight = (t.to(DEVICE).contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        return cls(layer, x, weight, bias.to(DEVICE), (values, crow, col))
 
     def dense(self) -> Tensor:
         layer = self.layer
@@ -157,55 +158,15 @@ class Problem:
         return ours, 2 * (self.dense()[:1] - exact).abs().max().item() + ulp
 
 
-def times(
-    functions: dict[str, Callable[[], Tensor]], seconds: float = 0.2, calls: int = 10
-) -> dict[str, float]:
-    """Median milliseconds of a call of each function, replayed as CUDA graphs in turns for `seconds`."""
-    graphs = {}
-    for name, function in functions.items():
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                function()
-        graphs[name] = graph
-    measured: dict[str, list[float]] = {name: [] for name in graphs}
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop or len(next(iter(measured.values()))) < 5:
-        for name, graph in graphs.items():
-            start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            measured[name].append(start.elapsed_time(end) / calls)
-    return {name: sorted(all_)[len(all_) // 2] for name, all_ in measured.items()}
-
-
-def candidates(layer: Layer) -> dict[str, dict[str, Any]]:
-    """Forms of the engine that can run the layer, by name."""
-    height = min(layer.grid.block_size[0], layer.grid.out_channels // layer.grid.groups)
-    forms: dict[str, dict[str, Any]] = {
-        f"{size} rows": {"rows_per_union": size} for size in (1, 2, 4) if size == 1 or size * height <= 128
-    }
-    if engine.why_not_bitmask(layer.grid, layer.dtype) is None:
-        forms["bitmask"] = {"kernel": "bitmask"}
-    if precision_of(layer.dtype) == "ieee":
-        forms["3xtf32"] = {"precision": "3xtf32"}
-    return forms
-
-
 def measure(part: str, layer: Layer, repeats: int) -> dict[str, Any]:
     """The record of one case: errors first, times only where they are right."""
     problem = Problem.of(layer)
-    forms = {"chosen": {}, **(candidates(layer) if part in ("correctness", "candidates") else {})}
-    runs, record = {}, {}
-    for name, choice in forms.items():
+    chosen: dict[str, dict[str, Any]] = {"chosen": {}}
+    if part in ("correctness", "candidates"):
+        chosen |= forms(layer.grid, layer.dtype, allow_3xtf32=True)
+    runs: dict[str, Callable[[], Tensor]] = {}
+    record: dict[str, Any] = {}
+    for name, choice in chosen.items():
         run = problem.sparse(**choice)
         first = run()
         error, allowed = problem.error(first)
@@ -226,7 +187,7 @@ def measure(part: str, layer: Layer, repeats: int) -> dict[str, Any]:
         matrix = problem.weight.flatten(1).contiguous().to_sparse_bsr(grid.block_size)
         columns = problem.x.permute(0, 2, 3, 1).flatten(0, 2).t()
         runs["bsr"] = lambda: matrix @ columns
-    ms = times(runs)
+    ms = graph_milliseconds(runs)
     return {
         **record,
         **{f"ms {name}": value for name, value in ms.items()},

@@ -74,6 +74,10 @@ def why_not(
         return "the Triton engine needs a CUDA device, the conv is on cpu"
     if device.type not in ("cpu", "cuda"):
         return f"the Triton engine needs a CUDA device, the conv is on {device.type}"
+    if device.type == "cuda" and torch.cuda.is_available() and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"the Triton engine needs compute capability 8.0, this device has {capability}"
     return None
 
 

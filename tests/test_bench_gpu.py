@@ -44,6 +44,28 @@ def test_offline_claims_no_measurement_and_resumes(tmp_path: Path) -> None:
     assert again.stdout == ""
 
 
+MEASURE = """
+import torch
+from bench.gpu import Conv, measure, set_precision
+set_precision("fp32")
+layer = Conv(64, 64, (3, 3), (1, 1), (1, 1), 1, (5, 5)).layer(2, torch.float32, (32, 32), 0.5)
+record = measure("correctness", layer, 1)
+assert "wrong" not in record, record
+print(sorted(record))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_correctness_part_checks_every_form() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(
+        ["error 1 rows", "error 2 rows", "error 3xtf32", "error 4 rows", "error chosen"]
+    )
+
+
 def test_inspect_prints_facts_of_every_tile() -> None:
     done = run("bench.inspect_kernels", "--target", "hip:gfx942", "--geometry", "1x1", "--json")
     assert done.returncode == 0, done.stderr
