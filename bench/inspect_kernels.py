@@ -16,15 +16,15 @@ from typing import Any
 from tabulate import tabulate
 
 from fxdbsr.kernels.triton_offline import GEOMETRIES, TARGETS, compile_gather, faults
-from fxdbsr.kernels.triton_plan import CONFIGS, adapt
+from fxdbsr.kernels.triton_plan import CONFIGS, PRECISIONS, adapt
 
 DTYPES = {"16": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",), "3xtf32": ("fp32",)}
 
 
-def inspect(target: str, geometries: Sequence[str]) -> Iterator[dict[str, Any]]:
+def inspect(target: str, geometries: Sequence[str], precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
     """One record a tile, dtype and geometry: what was asked for, and what the compiler made of it."""
     for (precision, _), tiles in CONFIGS.items():
-        if precision == "3xtf32" and target.startswith("hip"):
+        if precision not in precisions or (precision == "3xtf32" and target.startswith("hip")):
             continue
         for geometry in geometries:
             taps = GEOMETRIES[geometry]["R"] * GEOMETRIES[geometry]["S"]
@@ -57,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", choices=TARGETS, default="cuda:90")
     parser.add_argument("--geometry", choices=GEOMETRIES, action="append", help="default: 3x3 and 1x1")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     records = []
-    for record in inspect(options.target, options.geometry or ("3x3", "1x1")):
+    for record in inspect(options.target, options.geometry or ("3x3", "1x1"), options.precision or PRECISIONS):
         records.append(record)
         if options.json:
             print(json.dumps(record), flush=True)

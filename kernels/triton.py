@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.geometry import empty_output, output_size
+from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
 from fxdbsr.kernels.triton_pack_bitmask import pack_bitmask, why_not_bitmask
 from fxdbsr.kernels.triton_plan import (
@@ -71,6 +72,10 @@ def why_not(
         return "the Triton engine needs a CUDA device, the conv is on cpu"
     if device.type not in ("cpu", "cuda"):
         return f"the Triton engine needs a CUDA device, the conv is on {device.type}"
+    if device.type == "cuda" and torch.cuda.is_available() and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"the Triton engine needs compute capability 8.0, this device has {capability}"
     return None
 
 
@@ -152,128 +157,94 @@ def conv(
     """`[N, I, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
 
     Raises:
-        ValueError: tables that are not this engine's, or one image of 2**31 elements and more.
+        ValueError: tables that are not this engine's, or made for another dtype or device; an image of 2**31
+            elements and more.
     """
+<<<<<<< HEAD
     if len(tables) not in (4, 5):
         raise ValueError(f"tables: expected what fxdbsr.kernels.triton.tables makes, got {len(tables)} tensors")
     kernel_size = values.shape[3:]
     output = empty_output(input, out_channels, output_size(input.shape[2:], kernel_size, stride, padding, dilation))
     images = _images_per_launch(input, output)
+=======
+    _check_tables(input, tables)
+>>>>>>> triton
     run = _run_gather if len(tables) == 4 else _run_bitmask
+    kernel_size = values.shape[3:]
+    spatial = output_size(input.shape[2:], kernel_size, stride, padding, dilation)
+    output = empty_output(input, out_channels, spatial)
+    images = _images_per_launch(input, output)
     input = input.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
-    for start in range(0, input.shape[0], images):
-        part = slice(start, start + images)
-        run(
-            input[part],
-            values.shape,
-            bias,
-            None if residual is None else residual[part],
-            output[part],
-            tables,
-            stride,
-            padding,
-            dilation,
-            groups,
-            activation,
-            negative_slope,
-        )
+    # Triton launches on the current device
+    with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+        for start in range(0, input.shape[0], images):
+            part = slice(start, start + images)
+            call = Call(
+                input[part],
+                bias,
+                None if residual is None else residual[part],
+                output[part],
+                kernel_size,
+                stride,
+                padding,
+                dilation,
+                activation,
+                negative_slope,
+            )
+            run(call, tables, values.shape, groups)
     return output
 
 
-def _run_gather(
-    input: Tensor,
-    values_shape: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
-    tables: Sequence[Tensor],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    negative_slope: float,
-) -> None:
-    """Fill `output` with the gather kernel, its tile chosen from the shapes."""
+def _check_tables(input: Tensor, tables: Sequence[Tensor]) -> None:
+    """Raise ValueError where the tables do not go with the input."""
+    if len(tables) not in (4, 5):
+        raise ValueError(f"tables: expected the 4 or 5 that `tables` makes, got {len(tables)}")
+    weights = tables[2]
+    if weights.device != input.device:
+        raise ValueError(f"tables: expected on the device of input, {input.device}, got {weights.device}")
+    if weights.dtype != input.dtype or (weights.dim() == 4 and input.dtype != torch.float32):
+        raise ValueError(
+            f"tables: expected tables made for {input.dtype}, got {weights.dtype}; make them anew"
+        )
+
+
+def _run_gather(call: Call, tables: Sequence[Tensor], values_shape: Sequence[int], groups: int) -> None:
+    """Run the gather kernel with the tile that the shapes lead to."""
     from fxdbsr.kernels import triton_gather
 
-    _, bo, bc, *kernel_size = values_shape
+    bo, bc = values_shape[1:3]
     steps, *split, lanes, depth = tables[2].shape
-    out_channels = output.shape[1]
-    precision = "3xtf32" if split else precision_of(input.dtype)
-    processors, vendor = _device(input.device)
-    tile, splits = choose_tile(
-        output.numel() // out_channels,
-        tables[3].shape[0],
-        steps,
-        lanes,
-        depth,
-        prod(kernel_size),
-        precision,
-        processors,
-        vendor,
-    )
+    unions = tables[3].shape[0]
+    precision = "3xtf32" if split else precision_of(call.input.dtype)
+    device = _device(call.input.device)
+    taps = prod(call.kernel_size)
+    tile, splits = choose_tile(call.pixels, unions, steps, lanes, depth, taps, precision, *device)
     partial = None
     if splits > 1:
-        partial = torch.empty((splits, output.numel()), dtype=torch.float32, device=input.device)
-    triton_gather.launch(
-        input,
-        tables,
-        bias,
-        residual,
-        output,
-        partial,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        entry_width(input.shape[1], bc, groups, depth),
-        run_length(out_channels, bo, groups),
-        activation,
-        negative_slope,
-        INPUT_PRECISION[precision],
-        tile,
-    )
+        size = (splits, call.output.numel())
+        partial = torch.empty(size, dtype=torch.float32, device=call.input.device)
+    width = entry_width(call.input.shape[1], bc, groups, depth)
+    run = run_length(call.output.shape[1], bo, groups)
+    triton_gather.launch(call, tables, partial, width, run, INPUT_PRECISION[precision], tile)
 
 
-def _run_bitmask(
-    input: Tensor,
-    values_shape: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
-    tables: Sequence[Tensor],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    negative_slope: float,
-) -> None:
-    """Fill `output` with the bitmask kernel."""
+def _run_bitmask(call: Call, tables: Sequence[Tensor], values_shape: Sequence[int], groups: int) -> None:
+    """Run the bitmask kernel."""
     from fxdbsr.kernels import triton_bitmask
 
+<<<<<<< HEAD
     _, bo, bc, *kernel_size = values_shape
     precision = precision_of(input.dtype)  # ieee where tf32 was switched off after conversion: slow, but right
+=======
+    bo, bc = values_shape[1:3]
+    precision = precision_of(call.input.dtype)
+    # ieee products only where tf32 was switched off after conversion: slow, but right
+>>>>>>> triton
     config = BITMASK_CONFIGS["16" if precision == "16" else "tf32", bo, bc]
-    tile = adapt(config, bc, prod(kernel_size), _device(input.device)[1])
-    triton_bitmask.launch(
-        input,
-        tables,
-        bias,
-        residual,
-        output,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        activation,
-        negative_slope,
-        INPUT_PRECISION[precision],
-        tile,
-    )
+    tile = adapt(config, bc, prod(call.kernel_size), _device(call.input.device)[1])
+    triton_bitmask.launch(call, tables, INPUT_PRECISION[precision], tile)
 
 
 def _images_per_launch(input: Tensor, output: Tensor) -> int:

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_epilogue import finish
 from fxdbsr.kernels.triton_gather import pixel_offsets
 from fxdbsr.kernels.triton_plan import Tile
@@ -170,58 +171,25 @@ def bitmask_kernel(
     )  # fmt: skip
 
 
-def launch(
-    input: Tensor,
-    tables: Sequence[Tensor],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str,
-    negative_slope: float,
-    precision: str,
-    tile: Tile,
-) -> None:
-    """Fill `output [N, O, P, Q]`; as `triton_gather.launch`, without splits."""
+def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> None:
+    """Fill `call.output`; `precision` is `input_precision` of the matrix product."""
     entries, pointers, weights, outputs, blocks = tables
-    N, O, P, Q = output.shape  # noqa: E741
-    pixels, unions = N * P * Q, outputs.shape[0]
-    bitmask_kernel[(unions * triton.cdiv(pixels, tile.pixels),)](
-        input,
+    unions = outputs.shape[0]
+    bitmask_kernel[(unions * triton.cdiv(call.pixels, tile.pixels),)](
+        call.input,
         entries,
         pointers,
         weights,
         outputs,
         blocks,
-        output if bias is None else bias,
-        output if residual is None else residual,
-        output,
-        pixels,
+        *call.epilogue(),
+        call.pixels,
         unions,
-        float(negative_slope),
-        H=input.shape[2],
-        W=input.shape[3],
-        C=input.shape[1],
-        P=P,
-        Q=Q,
-        O=O,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        SH=stride[0],
-        SW=stride[1],
-        PH=padding[0],
-        PW=padding[1],
-        DH=dilation[0],
-        DW=dilation[1],
+        float(call.negative_slope),
+        **call.constants(),
         BM=tile.pixels,
         BN=tile.outputs,
         BK=tile.depth,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
         PRECISION=precision,
         CACHE=tile.cache,
         STAGES=tile.stages,

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fxdbsr.kernels.triton_call import Call
+
 BLOCK = 1024
 
 
@@ -74,27 +76,18 @@ def reduce_kernel(
     finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
 
-def reduce(
-    partial: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
-    activation: str,
-    negative_slope: float,
-) -> None:
-    """Fill `output [N, O, P, Q]` (channels last) from `partial [SPLITS, pixels * O]` (float32)."""
-    elements = output.numel()
+def reduce(call: Call, partial: Tensor) -> None:
+    """Fill `call.output` from `partial [SPLITS, pixels * O]` (float32)."""
+    elements = call.output.numel()
     reduce_kernel[(triton.cdiv(elements, BLOCK),)](
         partial,
-        output if bias is None else bias,
-        output if residual is None else residual,
-        output,
+        *call.epilogue(),
         elements,
-        float(negative_slope),
-        O=output.shape[1],
+        float(call.negative_slope),
+        O=call.output.shape[1],
         SPLITS=partial.shape[0],
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
+        HAS_BIAS=call.bias is not None,
+        HAS_RESIDUAL=call.residual is not None,
+        ACTIVATION=call.activation,
         BLOCK=BLOCK,
     )

@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_epilogue import finish, reduce
 from fxdbsr.kernels.triton_plan import Tile
 
@@ -199,68 +200,45 @@ def gather_kernel(
 
 
 def launch(
-    input: Tensor,
+    call: Call,
     tables: Sequence[Tensor],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    output: Tensor,
     partial: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
     entry_width: int,
     run: int,
-    activation: str,
-    negative_slope: float,
     precision: str,
     tile: Tile,
 ) -> None:
-    """Fill `output [N, O, P, Q]`; input, residual and output are channels last, all below 2**31 elements.
+    """Fill `call.output`.
 
     Args:
         partial: None, or float32 `[splits, output.numel()]` to split the reduction over.
+        entry_width: EW, input channels of an entry.
+        run: RUN, lanes that always hold neighbouring outputs.
         precision: `input_precision` of the matrix product, or "3xtf32".
     """
     entries, pointers, weights, outputs = tables
-    N, O, P, Q = output.shape  # noqa: E741
-    pixels, unions = N * P * Q, outputs.shape[0]
+    unions = outputs.shape[0]
     splits = 1 if partial is None else partial.shape[0]
-    gather_kernel[(unions * triton.cdiv(pixels, tile.pixels), splits)](
-        input,
+    bias, residual, output = call.epilogue()
+    gather_kernel[(unions * triton.cdiv(call.pixels, tile.pixels), splits)](
+        call.input,
         entries,
         pointers,
         weights,
         outputs,
-        output if bias is None else bias,
-        output if residual is None else residual,
+        bias,
+        residual,
         output if partial is None else partial,
-        pixels,
+        call.pixels,
         unions,
-        float(negative_slope),
-        H=input.shape[2],
-        W=input.shape[3],
-        C=input.shape[1],
-        P=P,
-        Q=Q,
-        O=O,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        SH=stride[0],
-        SW=stride[1],
-        PH=padding[0],
-        PW=padding[1],
-        DH=dilation[0],
-        DW=dilation[1],
+        float(call.negative_slope),
+        **call.constants(),
         BM=tile.pixels,
         BN=tile.outputs,
         BK=tile.depth,
         EW=entry_width,
         RUN=run,
-        FULL=outputs.numel() == O,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        ACTIVATION=activation,
+        FULL=outputs.numel() == output.shape[1],
         PRECISION=precision,
         WEIGHTS_FIRST=tile.weights_first,
         SPLITS=splits,
@@ -269,4 +247,4 @@ def launch(
         num_stages=tile.stages,
     )
     if partial is not None:
-        reduce(partial, bias, residual, output, activation, negative_slope)
+        reduce(call, partial)

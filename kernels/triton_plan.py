@@ -52,17 +52,13 @@ def _configs() -> dict[tuple[str, int], tuple[Tile, ...]]:
     table: dict[tuple[str, int], tuple[Tile, ...]] = {}
     for precision, depth in (("16", 64), ("tf32", 32)):
         for outputs in (16, 32):
-            table[precision, outputs] = (
-                Tile(128, outputs, depth, 4, 4, False),
-                Tile(64, outputs, depth, 4, 4, False),
-            )
+            table[precision, outputs] = (Tile(128, outputs, depth, 4, 4, False),)
         table[precision, 64] = (Tile(128, 64, depth, 4, 3, True), Tile(64, 64, depth, 4, 4, True))
         table[precision, 128] = (Tile(128, 128, depth, 8, 3, True), Tile(64, 128, depth, 4, 4, True))
     table["16", 128] = (Tile(256, 128, 64, 8, 3, True), *table["16", 128])
     for outputs, warps in ((16, 4), (32, 4), (64, 4), (128, 8)):
         table["ieee", outputs] = (Tile(64, outputs, 32, warps, 3, False),)
-        small = Tile(64, outputs, 32, 4, 3, False)
-        table["3xtf32", outputs] = (replace(small, pixels=128), small) if outputs < 128 else (small,)
+        table["3xtf32", outputs] = (Tile(64, outputs, 32, 4, 3, False),)
     return table
 
 

@@ -46,17 +46,24 @@ def engine() -> Iterator[ModuleType]:
         yield importlib.import_module("fxdbsr.kernels.triton")
         return
     ours = "fxdbsr.kernels.triton"
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(ours)}
+    kept = forget(ours)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         yield importlib.import_module(ours)
-    for name in list(sys.modules):
-        if name.startswith(ours):
-            del sys.modules[name]
-    sys.modules.update(kept)
+    forget(ours)
     package = importlib.import_module("fxdbsr.kernels")
     for name, module in kept.items():
+        sys.modules[name] = module
         setattr(package, name.rpartition(".")[2], module)
+
+
+def forget(prefix: str) -> dict[str, ModuleType]:
+    """Take the modules whose names start with `prefix` out of the process, as if never imported."""
+    package = importlib.import_module(prefix.rpartition(".")[0])
+    taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(prefix)}
+    for name in taken:
+        delattr(package, name.rpartition(".")[2])
+    return taken
 
 
 @dataclass(frozen=True)
@@ -399,8 +406,19 @@ def test_tables_of_another_engine_are_refused(engine: ModuleType) -> None:
     values = torch.zeros(0, 32, 32, 1, 1)
     empty = torch.zeros(2, dtype=torch.int32)
     x = torch.zeros(1, 32, 2, 2)
-    with pytest.raises(ValueError, match="tables: expected what"):
+    with pytest.raises(ValueError, match="tables: expected the 4 or 5"):
         engine.conv(x, values, empty, empty, None, None, [], 32, 32, (1, 1), (0, 0), (1, 1), 1, "none", 0.0)
+
+
+def test_tables_of_another_dtype_are_refused(engine: ModuleType) -> None:
+    grid = BlockGrid.of((32, 32, 1, 1), (32, 32))
+    values, crow, col = (t.to(DEVICE) for t in grid.pack(torch.ones(32, 32, 1, 1)))
+    geometry = (1, 1), (0, 0), (1, 1)
+    x = torch.zeros(1, 32, 2, 2, device=DEVICE, dtype=torch.float16)
+    for precision in (None, "3xtf32"):
+        tables = engine.tables(grid, values, crow, col, *geometry, precision=precision)
+        with pytest.raises(ValueError, match=r"tables: expected tables made for torch\.float16, got"):
+            engine.conv(x, values.half(), crow, col, None, None, tables, 32, 32, *geometry, 1, "none", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -422,6 +440,48 @@ def test_refusals_are_sentences(
 ) -> None:
     sentence = engine.why_not(grid, (1, 1), (1, 1), (1, 1), dtype, torch.device(device))
     assert reason in sentence
+
+
+def test_old_gpus_are_refused(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    grid = BlockGrid.of((64, 64, 3, 3), (32, 32))
+    sentence = engine.why_not(grid, (1, 1), (1, 1), (1, 1), torch.float32, torch.device("cuda"))
+    assert "this device has (7, 5)" in sentence
+
+
+def tuned(engine: ModuleType, timer: Any) -> tuple[list[Tensor], dict[str, Any], Tensor]:
+    """What `tune` finds for a small conv, and the packed weights multiplied a pixel of each form."""
+    tune = importlib.import_module("fxdbsr.kernels.triton_tune").tune
+    grid, weight, x, keep, _, _, _ = build(Case(outputs=128), torch.float32)
+    packed = [t.to(DEVICE) for t in grid.pack(weight.float(), keep)]
+    geometry = (1, 1), (1, 1), (1, 1)
+    tables, found = tune(grid, *packed, *geometry, x.to(DEVICE, torch.float32), repeats=1, timer=timer)
+    return tables, found, packed[0]
+
+
+def test_tune_takes_the_fastest_form(engine: ModuleType) -> None:
+    def two_rows_win(functions: dict[str, Any]) -> dict[str, float]:
+        return {name: 1.0 if name == "2 rows" else 2.0 for name in functions}
+
+    tables, found, _ = tuned(engine, two_rows_win)
+    assert found == {"1 rows": 2.0, "2 rows": 1.0, "4 rows": 2.0, "bitmask": 2.0}
+    assert tables[3].shape == (2, 64)
+
+
+def test_tune_times_no_form_with_wrong_numbers(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    gather = importlib.import_module("fxdbsr.kernels.triton_gather")
+    launch = gather.launch
+
+    def spoil(call: Any, tables: Any, *rest: Any) -> None:
+        launch(call, tables, *rest)
+        if tables[3].shape[1] == 64:
+            call.output[0, 0, 0, 0] += 1
+
+    monkeypatch.setattr(gather, "launch", spoil)
+    _, found, _ = tuned(engine, lambda functions: dict.fromkeys(functions, 1.0))
+    assert "against float64" in found["2 rows"]
+    assert found["4 rows"] == 1.0
 
 
 def subprocess_output(code: str, **environment: str) -> str:

@@ -1,0 +1,64 @@
+"""What every Triton conv is launched with: the tensors and the geometry of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch; input, residual and output are channels last and have fewer than 2**31 elements each.
+
+    Args:
+        input: `[N, C, H, W]`.
+        bias: `[O]` or None.
+        residual: `[N, O, P, Q]` or None.
+        output: `[N, O, P, Q]`, to be filled.
+    """
+
+    input: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    output: Tensor
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    activation: str
+    negative_slope: float
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels, N*P*Q."""
+        return self.output.numel() // self.output.shape[1]
+
+    def epilogue(self) -> tuple[Tensor, Tensor, Tensor]:
+        """bias, residual, output; the output stands in for an absent one, which is never read."""
+        bias = self.output if self.bias is None else self.bias
+        return bias, self.output if self.residual is None else self.residual, self.output
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' constants that follow from the call; each set of values is compiled once."""
+        return {
+            "H": self.input.shape[2],
+            "W": self.input.shape[3],
+            "C": self.input.shape[1],
+            "P": self.output.shape[2],
+            "Q": self.output.shape[3],
+            "O": self.output.shape[1],
+            "R": self.kernel_size[0],
+            "S": self.kernel_size[1],
+            "SH": self.stride[0],
+            "SW": self.stride[1],
+            "PH": self.padding[0],
+            "PW": self.padding[1],
+            "DH": self.dilation[0],
+            "DW": self.dilation[1],
+            "HAS_BIAS": self.bias is not None,
+            "HAS_RESIDUAL": self.residual is not None,
+            "ACTIVATION": self.activation,
+        }
