@@ -160,15 +160,7 @@ def conv(
         ValueError: tables that are not this engine's, or made for another dtype or device; an image of 2**31
             elements and more.
     """
-<<<<<<< HEAD
-    if len(tables) not in (4, 5):
-        raise ValueError(f"tables: expected what fxdbsr.kernels.triton.tables makes, got {len(tables)} tensors")
-    kernel_size = values.shape[3:]
-    output = empty_output(input, out_channels, output_size(input.shape[2:], kernel_size, stride, padding, dilation))
-    images = _images_per_launch(input, output)
-=======
     _check_tables(input, tables)
->>>>>>> triton
     run = _run_gather if len(tables) == 4 else _run_bitmask
     kernel_size = values.shape[3:]
     spatial = output_size(input.shape[2:], kernel_size, stride, padding, dilation)
@@ -205,9 +197,7 @@ def _check_tables(input: Tensor, tables: Sequence[Tensor]) -> None:
     if weights.device != input.device:
         raise ValueError(f"tables: expected on the device of input, {input.device}, got {weights.device}")
     if weights.dtype != input.dtype or (weights.dim() == 4 and input.dtype != torch.float32):
-        raise ValueError(
-            f"tables: expected tables made for {input.dtype}, got {weights.dtype}; make them anew"
-        )
+        raise ValueError(f"tables: expected tables made for {input.dtype}, got {weights.dtype}; make them anew")
 
 
 def _run_gather(call: Call, tables: Sequence[Tensor], values_shape: Sequence[int], groups: int) -> None:
@@ -234,14 +224,9 @@ def _run_bitmask(call: Call, tables: Sequence[Tensor], values_shape: Sequence[in
     """Run the bitmask kernel."""
     from fxdbsr.kernels import triton_bitmask
 
-<<<<<<< HEAD
-    _, bo, bc, *kernel_size = values_shape
-    precision = precision_of(input.dtype)  # ieee where tf32 was switched off after conversion: slow, but right
-=======
     bo, bc = values_shape[1:3]
     precision = precision_of(call.input.dtype)
     # ieee products only where tf32 was switched off after conversion: slow, but right
->>>>>>> triton
     config = BITMASK_CONFIGS["16" if precision == "16" else "tf32", bo, bc]
     tile = adapt(config, bc, prod(call.kernel_size), _device(call.input.device)[1])
     triton_bitmask.launch(call, tables, INPUT_PRECISION[precision], tile)
