@@ -170,7 +170,7 @@ def conv(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     # Triton launches on the current device
-    with torch.cuda.device_of(input):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(input):
         for start in range(0, input.shape[0], images):
             part = slice(start, start + images)
             call = Call(

@@ -40,7 +40,7 @@ def graph_milliseconds(
     """Median milliseconds of a call of each function, replayed as CUDA graphs in turns for `seconds`."""
     graphs = {}
     for name, function in functions.items():
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -54,8 +54,8 @@ def graph_milliseconds(
     stop = time.monotonic() + seconds
     while time.monotonic() < stop or len(next(iter(measured.values()))) < 5:
         for name, graph in graphs.items():
-            start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             start.record()
             graph.replay()
             end.record()
