@@ -156,7 +156,7 @@ def conv(
         and (residual is None or _fits(residual, dtype, plan.shape))
     ):
         raise _error(plan, input, values, crow_indices, col_indices, bias, residual)
-    output = torch.empty(plan.shape, dtype=dtype, memory_format=torch.channels_last)
+    output = torch.empty_strided(plan.shape, plan.stride, dtype=dtype)
     if plan.run is not None:
         plan.run(
             input.data_ptr(),
@@ -178,6 +178,7 @@ class _Plan:
 
     run: Callable[..., None] | None
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
     crow_shape: tuple[int]
     col_shape: tuple[int]
     bias_shape: tuple[int]
@@ -290,6 +291,7 @@ def _plan(
     return _Plan(
         jit.function(module(job), target, len(ARGUMENTS)) if pixels else None,
         (n, out_channels, p, q),
+        (p * q * out_channels, 1, q * out_channels, out_channels),
         (grid.shape[0] + 1,),
         (nnz,),
         (out_channels,),
