@@ -248,24 +248,21 @@ def _plan(
     if p < 1 or q < 1:
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
     flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
-    pixels = n * p * q
     most = _tile_pixels(target, dtype == torch.bfloat16, bo)
-    bytes_ = 2 if dtype == torch.bfloat16 else 4
+    pixel_bytes = in_channels * (2 if dtype == torch.bfloat16 else 4)
+    pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
     if flat:
-        tile = (1, _flat_tile(max(pixels, 1), most))
-        pitch = in_channels * bytes_
-        pack = in_channels // groups % bc != 0 or _conflicts(pitch, tile[1])
-        panel, panels, row_groups = _split_flat(pixels, tile[1], in_channels * bytes_, threads)
+        tile = (1, _flat_tile(max(n * p * q, 1), most))
+        tiles, fit, images = ceil(n * p * q / tile[1]), _PANEL_BYTES // (tile[1] * pixel_bytes), 1
     else:
         tile = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
-        pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
-        pack = pack or _conflicts(stride[1] * in_channels * bytes_, tile[1])
-        panel = 0
-    width = (q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1
-    panel_rows = 1 if flat else _panel_rows(p, tile[0], r, stride[0], width * in_channels * bytes_)
-    if not flat:
-        panels = n * ceil(p / panel_rows)
-        row_groups = 1 if panels % threads == 0 or panels >= 4 * threads else threads
+        line_bytes = ((q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1) * pixel_bytes
+        rows = (_PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
+        tiles, fit, images = ceil(p / tile[0]), rows // tile[0], n
+    pack = pack or _conflicts(stride[1] * pixel_bytes, tile[1])
+    fit = min(max(fit, 1), max(tiles, 1))
+    panels, row_groups = _split(tiles, fit, images, grid.shape[0], threads)
+    panel = ceil(tiles / panels) * tile[1]
     job = Job(
         target,
         dtype == torch.bfloat16,
@@ -285,19 +282,19 @@ def _plan(
         tile,
         flat,
         pack,
-        panel_rows,
+        1 if flat else fit * tile[0],
         jit.openmp() is not None,
     )
     return _Plan(
-        jit.function(module(job), target, len(ARGUMENTS)) if pixels else None,
+        jit.function(module(job), target, len(ARGUMENTS)) if n else None,
         (n, out_channels, p, q),
         (p * q * out_channels, 1, q * out_channels, out_channels),
         (grid.shape[0] + 1,),
         (nnz,),
         (out_channels,),
         dtype,
-        (nnz, pixels, panels, panel, row_groups, threads),
-        scratch_elements(job, panel) * bytes_ * threads,
+        (nnz, n * p * q if flat else n, panels, panel, row_groups, threads),
+        scratch_elements(job, panel) * job.bytes * threads,
     )
 
 
@@ -354,24 +351,23 @@ def _conflicts(pitch: int, pixels: int) -> bool:
     return sets * _WAYS < pixels
 
 
-def _split_flat(pixels: int, tile: int, pixel_bytes: int, threads: int) -> tuple[int, int, int]:
-    """(pixels of a panel, panels, groups of block rows)."""
-    tiles = ceil(pixels / tile)
-    if tiles < 8:
-        return tiles * tile, 1, threads
-    panels = max(1, round(tiles * tile * pixel_bytes / _PANEL_BYTES))
-    panels = ceil(panels / threads) * threads
-    size = ceil(tiles / panels) * tile
-    panels = ceil(pixels / size) if pixels else 0
-    return size, panels, 1 if panels % threads == 0 or panels >= 4 * threads else threads
+def _split(tiles: int, fit: int, images: int, rows: int, threads: int) -> tuple[int, int]:
+    """(panels of an image, groups of block rows) that give each thread about equally much.
 
-
-def _panel_rows(rows: int, tile: int, taps: int, stride: int, line_bytes: int) -> int:
-    """Output rows of a panel: whole tiles, about equally many in each panel, that fit the cache."""
-    fit = max(1, _PANEL_BYTES // line_bytes - taps + 1) // (stride if taps > 1 else 1)
-    fit = max(tile, fit // tile * tile)
-    panels = ceil(rows / fit)
-    return min(rows, ceil(ceil(rows / panels) / tile) * tile)
+    Args:
+        tiles: of an image, or rows of tiles.
+        fit: how many of them fit in the cache.
+        images: in the batch.
+        rows: rows of blocks.
+        threads: that share the work.
+    """
+    panels = max(1, ceil(tiles / fit))
+    if images % threads == 0:
+        return panels, 1
+    even = min(ceil(panels / threads) * threads, max(tiles, 1))
+    if ceil(tiles / threads) * threads <= 1.05 * tiles or rows < 2 * threads:
+        return even, 1
+    return panels, 1 if images * panels >= 4 * threads else threads
 
 
 def _scratch(size: int) -> int:

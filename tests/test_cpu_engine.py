@@ -86,7 +86,7 @@ class Arguments:
         return (self.input, self.values, self.crow_indices, self.col_indices, self.bias, self.residual)
 
     def run(self, avx512: bool = True) -> Tensor:
-        return cpu.conv(*self.all, avx512)
+        return cpu.conv(*(*self.all, avx512))
 
     def expected(self, dtype: torch.dtype | None = None) -> Tensor:
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors()]
