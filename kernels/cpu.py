@@ -22,11 +22,8 @@ from torch import Tensor
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
-from fxdbsr.kernels.cpu_tile import Job, sides
+from fxdbsr.kernels.cpu_job import PANEL_BYTES, Job, conflicts, flat_tile, image_tile, split, tile_pixels
 from fxdbsr.kernels.geometry import output_size
-
-_PANEL_BYTES = 256 * 1024  # of packed input that a thread works on: what a second-level cache holds
-_WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
 def why_not(
@@ -248,20 +245,20 @@ def _plan(
     if p < 1 or q < 1:
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
     flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
-    most = _tile_pixels(target, dtype == torch.bfloat16, bo)
+    most = tile_pixels(target, dtype == torch.bfloat16, bo)
     pixel_bytes = in_channels * (2 if dtype == torch.bfloat16 else 4)
     pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
     if flat:
-        tile = (1, _flat_tile(max(n * p * q, 1), most))
-        tiles, fit, images = ceil(n * p * q / tile[1]), _PANEL_BYTES // (tile[1] * pixel_bytes), 1
+        tile = (1, flat_tile(max(n * p * q, 1), most))
+        tiles, fit, images = ceil(n * p * q / tile[1]), PANEL_BYTES // (tile[1] * pixel_bytes), 1
     else:
-        tile = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
+        tile = image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
         line_bytes = ((q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1) * pixel_bytes
-        rows = (_PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
+        rows = (PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
         tiles, fit, images = ceil(p / tile[0]), rows // tile[0], n
-    pack = pack or _conflicts(stride[1] * pixel_bytes, tile[1])
+    pack = pack or conflicts(stride[1] * pixel_bytes, tile[1])
     fit = min(max(fit, 1), max(tiles, 1))
-    panels, row_groups = _split(tiles, fit, images, grid.shape[0], threads)
+    panels, row_groups = split(tiles, fit, images, grid.shape[0], threads)
     panel = ceil(tiles / panels) * tile[1]
     job = Job(
         target,
@@ -296,78 +293,6 @@ def _plan(
         (nnz, n * p * q if flat else n, panels, panel, row_groups, threads),
         scratch_elements(job, panel) * job.bytes * threads,
     )
-
-
-def _tile_pixels(target: jit.Target, bfloat16: bool, height: int) -> int:
-    """Pixels whose sums the registers hold, beside the weights and an input, for blocks `height` high."""
-    vectors = min(target.vectors, ceil(height / target.lanes))
-    most = (target.registers - vectors - 1) // vectors
-    return min(most, most // 2 if sides(target, bfloat16, height) else 28)
-
-
-def _cost(tiles: int, pixels: int) -> float:
-    """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
-    return tiles * (pixels + 0.6)
-
-
-def _flat_tile(pixels: int, most: int) -> int:
-    """Pixels of a tile for a run of `pixels`."""
-    return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n), -n))
-
-
-def _image_tile(
-    out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]
-) -> tuple[int, int]:
-    """(rows, columns) of a tile of at most `most` pixels for output size `out`.
-
-    Args:
-        out: (P, Q).
-        most: pixels.
-        taps: kernel rows.
-        rows: input rows H and stride, padding, dilation along them.
-    """
-    (P, Q), (H, stride, padding, dilation) = out, rows
-
-    def cost(tile: tuple[int, int]) -> float:
-        met = 0
-        for top in range(0, P, tile[0]):
-            last = min(top, P - tile[0]) + tile[0] - 1
-            first = last - tile[0] + 1
-            for r in range(0, taps * dilation, dilation):
-                met += last * stride + r >= padding and first * stride + r < H + padding
-        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1])
-
-    tiles = []
-    for columns in {ceil(Q / n) for n in range(ceil(Q / most), Q + 1)}:
-        tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
-    return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
-
-
-def _conflicts(pitch: int, pixels: int) -> bool:
-    """Whether lines `pitch` bytes apart, one a pixel, crowd each other out of the first-level cache."""
-    sets = 1
-    while pitch % (4096 // sets) and sets < 64:
-        sets *= 2
-    return sets * _WAYS < pixels
-
-
-def _split(tiles: int, fit: int, images: int, rows: int, threads: int) -> tuple[int, int]:
-    """(panels of an image, groups of block rows) that give each thread about equally much.
-
-    Args:
-        tiles: of an image, or rows of tiles.
-        fit: how many of them fit in the cache.
-        images: in the batch.
-        rows: rows of blocks.
-        threads: that share the work.
-    """
-    panels = max(1, ceil(tiles / fit))
-    if images % threads == 0:
-        return panels, 1
-    even = min(ceil(panels / threads) * threads, max(tiles, 1))
-    if ceil(tiles / threads) * threads <= 1.05 * tiles or rows < 2 * threads:
-        return even, 1
-    return panels, 1 if images * panels >= 4 * threads else threads
 
 
 def _scratch(size: int) -> int:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fxdbsr.kernels.cpu_tile import Job, declarations, tile, widths
+from fxdbsr.kernels.cpu_job import Job
+from fxdbsr.kernels.cpu_tile import declarations, tile, widths
 from fxdbsr.kernels.llvm import Code
 
 POINTERS = ("x", "y", "bias", "residual", "w", "crow", "col", "scratch")

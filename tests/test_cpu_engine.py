@@ -22,7 +22,7 @@ pytest.importorskip("llvmlite")
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cpu, jit, ops, reference
 from fxdbsr.kernels.cpu_driver import module
-from fxdbsr.kernels.cpu_tile import Job
+from fxdbsr.kernels.cpu_job import Job
 from fxdbsr.kernels.geometry import ACTIVATIONS
 
 TARGET = jit.host()
