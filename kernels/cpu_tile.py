@@ -254,7 +254,7 @@ class _Tile:
     def _multiply(self, sums: str, x: str, w: str, n: int) -> str:
         v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
         if self.job.bfloat16:
-            return self.code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {x}, {pairs} {w})")
+            return self.code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {w}, {pairs} {x})")
         return self.code.value(f"call {v} @llvm.fma.v{n}f32({v} {x}, {v} {w}, {v} {sums})")
 
     def _store(self, value: str, offset: int, start: int, n: int, count: int) -> None:
