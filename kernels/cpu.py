@@ -245,14 +245,14 @@ def _plan(
     if p < 1 or q < 1:
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
     flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
-    most = tile_pixels(target, dtype == torch.bfloat16, bo)
+    limits = tile_pixels(target, bo)
     pixel_bytes = in_channels * (2 if dtype == torch.bfloat16 else 4)
     pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
     if flat:
-        tile = (1, flat_tile(max(n * p * q, 1), most))
+        tile = (1, flat_tile(max(n * p * q, 1), limits))
         tiles, fit, images = ceil(n * p * q / tile[1]), PANEL_BYTES // (tile[1] * pixel_bytes), 1
     else:
-        tile = image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
+        tile = image_tile((p, q), limits, r, (h, stride[0], padding[0], dilation[0]))
         line_bytes = ((q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1) * pixel_bytes
         rows = (PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
         tiles, fit, images = ceil(p / tile[0]), rows // tile[0], n

@@ -89,40 +89,46 @@ class Job:
         return 2 if self.bfloat16 else 4
 
 
-def sides(target: Target, bfloat16: bool, height: int) -> bool:
+def sides(target: Target, height: int) -> bool:
     """Whether blocks `height` high take several k side by side in a vector."""
-    return height < target.lanes and target.lanes % height == 0 and (bfloat16 or not target.halves)
+    return height < target.lanes and target.lanes % height == 0 and not target.halves
 
 
-def tile_pixels(target: Target, bfloat16: bool, height: int) -> int:
-    """Pixels whose sums the registers hold, beside the weights and an input, for blocks `height` high."""
+def tile_pixels(target: Target, height: int) -> tuple[int, int]:
+    """Pixels of a tile for blocks `height` high: as few as hide the latency, as many as registers hold.
+
+    Registers hold the sums beside the weights and an input. About 6 multiplications are under way at a time
+    where a vector goes through in halves, else 12.
+    """
     vectors = min(target.vectors, ceil(height / target.lanes))
     most = (target.registers - vectors - 1) // vectors
-    return min(most, most // 2 if sides(target, bfloat16, height) else 28)
+    most = min(most, most // 2 if sides(target, height) else 28)
+    return ceil((6 if target.halves and height >= target.lanes else 12) / vectors), most
 
 
-def _cost(tiles: int, pixels: int) -> float:
+def _cost(tiles: int, pixels: int, least: int) -> float:
     """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
-    return tiles * (pixels + 0.6)
+    return tiles * (max(pixels, least) + 0.6)
 
 
-def flat_tile(pixels: int, most: int) -> int:
-    """Pixels of a tile for a run of `pixels`."""
-    return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n), -n))
+def flat_tile(pixels: int, limits: tuple[int, int]) -> int:
+    """Pixels of a tile for a run of `pixels`; `limits` by `tile_pixels`."""
+    least, most = limits
+    return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n, least), -n))
 
 
 def image_tile(
-    out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]
+    out: tuple[int, int], limits: tuple[int, int], taps: int, rows: tuple[int, int, int, int]
 ) -> tuple[int, int]:
-    """(rows, columns) of a tile of at most `most` pixels for output size `out`.
+    """(rows, columns) of a tile for output size `out`.
 
     Args:
         out: (P, Q).
-        most: pixels.
+        limits: by `tile_pixels`.
         taps: kernel rows.
         rows: input rows H and stride, padding, dilation along them.
     """
-    (P, Q), (H, stride, padding, dilation) = out, rows
+    (P, Q), (H, stride, padding, dilation), (least, most) = out, rows, limits
 
     def cost(tile: tuple[int, int]) -> float:
         met = 0
@@ -131,7 +137,7 @@ def image_tile(
             first = last - tile[0] + 1
             for r in range(0, taps * dilation, dilation):
                 met += last * stride + r >= padding and first * stride + r < H + padding
-        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1])
+        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1], least)
 
     tiles = []
     for columns in {ceil(Q / n) for n in range(ceil(Q / most), Q + 1)}:

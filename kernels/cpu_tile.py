@@ -63,7 +63,7 @@ class _Tile:
         self.line = job.panel[1] * job.block[1]  # elements of a panel row
         self.runs = self._runs()
         lanes, unit = job.target.lanes, 2 if job.bfloat16 else 1
-        self.side = lanes // width if sides(job.target, job.bfloat16, width) and width == job.block[0] else 1
+        self.side = lanes // width if sides(job.target, width) and width == job.block[0] else 1
         self.side = self.side if job.block[1] % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
         self.k_step = self.side * unit
         self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ pytest.importorskip("llvmlite")
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cpu, jit, ops, reference
 from fxdbsr.kernels.cpu_driver import module
-from fxdbsr.kernels.cpu_job import Job
+from fxdbsr.kernels.cpu_job import Job, flat_tile, image_tile, split
 from fxdbsr.kernels.geometry import ACTIVATIONS
 
 TARGET = jit.host()
@@ -479,3 +480,27 @@ def test_serial_without_an_openmp_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     cpu._plan.cache_clear()
     assert torch.equal(given.run(), expected)
     cpu._plan.cache_clear()
+
+
+@pytest.mark.parametrize("out", [(1, 1), (7, 7), (14, 14), (5, 31), (112, 112)])
+@pytest.mark.parametrize("limits", [(3, 6), (6, 14), (12, 28)])
+def test_tile_fits_registers_and_output(out: tuple[int, int], limits: tuple[int, int]) -> None:
+    rows, columns = image_tile(out, limits, 3, (out[0], 1, 1, 1))
+    assert 1 <= rows <= out[0]
+    assert 1 <= columns <= out[1]
+    assert rows * columns <= limits[1]
+    assert 1 <= flat_tile(out[0] * out[1], limits) <= min(limits[1], out[0] * out[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("tiles", [1, 5, 14, 56, 100])
+def test_no_thread_gets_much_more_than_another(tiles: int, threads: int) -> None:
+    panels, groups = split(tiles, fit=4, images=1, rows=64, threads=threads)
+    assert ceil(tiles / 4) <= panels <= tiles
+    shares = [tiles * (i + 1) // panels - tiles * i // panels for i in range(panels)]
+    tasks = [share for share in shares for _ in range(groups)]
+    work = [
+        sum(tasks[len(tasks) * i // threads : len(tasks) * (i + 1) // threads]) / groups
+        for i in range(threads)
+    ]
+    assert max(work) <= 1.35 * sum(work) / threads
