@@ -22,11 +22,8 @@ from torch import Tensor
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
-from fxdbsr.kernels.cpu_tile import Job, sides
+from fxdbsr.kernels.cpu_job import PANEL_BYTES, Job, conflicts, flat_tile, image_tile, split, tile_pixels
 from fxdbsr.kernels.geometry import output_size
-
-_PANEL_BYTES = 256 * 1024  # of packed input that a thread works on: what a second-level cache holds
-_WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
 def why_not(
@@ -154,7 +151,7 @@ def conv(
         and (residual is None or _fits(residual, dtype, plan.shape))
     ):
         raise _error(plan, input, values, crow_indices, col_indices, bias, residual)
-    output = torch.empty(plan.shape, dtype=dtype, memory_format=torch.channels_last)
+    output = torch.empty_strided(plan.shape, plan.stride, dtype=dtype)
     if plan.run is not None:
         plan.run(
             input.data_ptr(),
@@ -176,6 +173,7 @@ class _Plan:
 
     run: Callable[..., None] | None
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
     crow_shape: tuple[int]
     col_shape: tuple[int]
     bias_shape: tuple[int]
@@ -245,24 +243,21 @@ def _plan(
     if p < 1 or q < 1:
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
     flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
-    pixels = n * p * q
-    most = _tile_pixels(target, dtype == torch.bfloat16, bo)
-    bytes_ = 2 if dtype == torch.bfloat16 else 4
+    limits = tile_pixels(target, bo)
+    pixel_bytes = in_channels * (2 if dtype == torch.bfloat16 else 4)
+    pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
     if flat:
-        tile = (1, _flat_tile(max(pixels, 1), most))
-        pitch = in_channels * bytes_
-        pack = in_channels // groups % bc != 0 or _conflicts(pitch, tile[1])
-        panel, panels, row_groups = _split_flat(pixels, tile[1], in_channels * bytes_, threads)
+        tile = (1, flat_tile(max(n * p * q, 1), limits))
+        tiles, fit, images = ceil(n * p * q / tile[1]), PANEL_BYTES // (tile[1] * pixel_bytes), 1
     else:
-        tile = _image_tile((p, q), most, r, (h, stride[0], padding[0], dilation[0]))
-        pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
-        pack = pack or _conflicts(stride[1] * in_channels * bytes_, tile[1])
-        panel = 0
-    width = (q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1
-    panel_rows = 1 if flat else _panel_rows(p, tile[0], r, stride[0], width * in_channels * bytes_)
-    if not flat:
-        panels = n * ceil(p / panel_rows)
-        row_groups = 1 if panels % threads == 0 or panels >= 4 * threads else threads
+        tile = image_tile((p, q), limits, r, (h, stride[0], padding[0], dilation[0]))
+        line_bytes = ((q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1) * pixel_bytes
+        rows = (PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
+        tiles, fit, images = ceil(p / tile[0]), rows // tile[0], n
+    pack = pack or conflicts(stride[1] * pixel_bytes, tile[1])
+    fit = min(max(fit, 1), max(tiles, 1))
+    panels, row_groups = split(tiles, fit, images, grid.shape[0], threads)
+    panel = ceil(tiles / panels) * tile[1]
     job = Job(
         target,
         dtype == torch.bfloat16,
@@ -282,90 +277,20 @@ def _plan(
         tile,
         flat,
         pack,
-        panel_rows,
+        1 if flat else fit * tile[0],
         jit.openmp() is not None,
     )
     return _Plan(
-        jit.function(module(job), target, len(ARGUMENTS)) if pixels else None,
+        jit.function(module(job), target, len(ARGUMENTS)) if n else None,
         (n, out_channels, p, q),
+        (p * q * out_channels, 1, q * out_channels, out_channels),
         (grid.shape[0] + 1,),
         (nnz,),
         (out_channels,),
         dtype,
-        (nnz, pixels, panels, panel, row_groups, threads),
-        scratch_elements(job, panel) * bytes_ * threads,
+        (nnz, n * p * q if flat else n, panels, panel, row_groups, threads),
+        scratch_elements(job, panel) * job.bytes * threads,
     )
-
-
-def _tile_pixels(target: jit.Target, bfloat16: bool, height: int) -> int:
-    """Pixels whose sums the registers hold, beside the weights and an input, for blocks `height` high."""
-    vectors = min(target.vectors, ceil(height / target.lanes))
-    most = (target.registers - vectors - 1) // vectors
-    return min(most, most // 2 if sides(target, bfloat16, height) else 28)
-
-
-def _cost(tiles: int, pixels: int) -> float:
-    """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
-    return tiles * (pixels + 0.6)
-
-
-def _flat_tile(pixels: int, most: int) -> int:
-    """Pixels of a tile for a run of `pixels`."""
-    return min(range(1, min(pixels, most) + 1), key=lambda n: (_cost(ceil(pixels / n), n), -n))
-
-
-def _image_tile(out: tuple[int, int], most: int, taps: int, rows: tuple[int, int, int, int]) -> tuple[int, int]:
-    """(rows, columns) of a tile of at most `most` pixels for output size `out`.
-
-    Args:
-        out: (P, Q).
-        most: pixels.
-        taps: kernel rows.
-        rows: input rows H and stride, padding, dilation along them.
-    """
-    (P, Q), (H, stride, padding, dilation) = out, rows
-
-    def cost(tile: tuple[int, int]) -> float:
-        met = 0
-        for top in range(0, P, tile[0]):
-            last = min(top, P - tile[0]) + tile[0] - 1
-            first = last - tile[0] + 1
-            for r in range(0, taps * dilation, dilation):
-                met += last * stride + r >= padding and first * stride + r < H + padding
-        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1])
-
-    tiles = []
-    for columns in {ceil(Q / n) for n in range(ceil(Q / most), Q + 1)}:
-        tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
-    return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
-
-
-def _conflicts(pitch: int, pixels: int) -> bool:
-    """Whether lines `pitch` bytes apart, one a pixel, crowd each other out of the first-level cache."""
-    sets = 1
-    while pitch % (4096 // sets) and sets < 64:
-        sets *= 2
-    return sets * _WAYS < pixels
-
-
-def _split_flat(pixels: int, tile: int, pixel_bytes: int, threads: int) -> tuple[int, int, int]:
-    """(pixels of a panel, panels, groups of block rows)."""
-    tiles = ceil(pixels / tile)
-    if tiles < 8:
-        return tiles * tile, 1, threads
-    panels = max(1, round(tiles * tile * pixel_bytes / _PANEL_BYTES))
-    panels = ceil(panels / threads) * threads
-    size = ceil(tiles / panels) * tile
-    panels = ceil(pixels / size) if pixels else 0
-    return size, panels, 1 if panels % threads == 0 or panels >= 4 * threads else threads
-
-
-def _panel_rows(rows: int, tile: int, taps: int, stride: int, line_bytes: int) -> int:
-    """Output rows of a panel: whole tiles, about equally many in each panel, that fit the cache."""
-    fit = max(1, _PANEL_BYTES // line_bytes - taps + 1) // (stride if taps > 1 else 1)
-    fit = max(tile, fit // tile * tile)
-    panels = ceil(rows / fit)
-    return min(rows, ceil(ceil(rows / panels) / tile) * tile)
 
 
 def _scratch(size: int) -> int:

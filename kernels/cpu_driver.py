@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fxdbsr.kernels.cpu_tile import Job, declarations, tile, widths
+from fxdbsr.kernels.cpu_job import Job
+from fxdbsr.kernels.cpu_tile import declarations, tile, widths
 from fxdbsr.kernels.llvm import Code
 
 POINTERS = ("x", "y", "bias", "residual", "w", "crow", "col", "scratch")
-ARGUMENTS = (*POINTERS, "nnz", "pixels", "panels", "panel", "groups", "threads")
+ARGUMENTS = (*POINTERS, "nnz", "batch", "panels", "panel", "groups", "threads")
 
 _ROW_COST = 8  # the work of starting a block row, in inputs k
 _Call = Callable[[str, str, str, str], None]
@@ -27,8 +28,9 @@ _Call = Callable[[str, str, str, str], None]
 def module(job: Job) -> str:
     """The module of `job`. Its `@run` takes the 64-bit integers `ARGUMENTS`.
 
-    pixels: of the whole batch, used where flat; panels: their number; panel: pixels of each where flat;
-    groups: of block rows; threads: how many may work, each with a scratch of `scratch_elements`.
+    batch: images, if flat all their pixels; panels: of an image, if flat of the batch; panel: pixels that
+    scratch has room for if flat; groups: of block rows; threads: how many may work, each with a scratch of
+    `scratch_elements`.
     """
     heights = {job.block[0] if job.grid[0] > 1 else job.edge, job.edge}
     parts = sorted({width for height in heights for _, width in widths(job, height)})
@@ -98,7 +100,7 @@ class _Driver:
         if job.pack:
             mine = code.mul(code.mul("%thread", self.plane), job.grid[1] * job.groups)
             self.scratch = code.at("%scratch", mine, job.element)
-        tasks = code.mul("%panels", "%groups")
+        tasks = code.mul("%panels" if job.flat else code.mul("%batch", "%panels"), "%groups")
         first, last = (code.op("sdiv", code.mul(i, tasks), "%members") for i in ("%thread", code.add("%thread", 1)))
         code.loop("task", first, last, 1, self._task, [("i64", "-1")])
         return code.function("define internal void @work(ptr %block, i64 %thread, i64 %members) nounwind")
@@ -129,12 +131,19 @@ class _Driver:
 
         return code.loop("boundary", 0, self.rows, 1, count, [("i64", "0")])[0]
 
+    def _share(self, panel: str, tiles: str | int, size: int) -> tuple[str, str]:
+        """The share of a panel in that many tiles, as even as can be: first, last + 1 of `size` a tile."""
+        first, last = (
+            self.code.op("sdiv", self.code.mul(i, tiles), "%panels") for i in (panel, self.code.add(panel, 1))
+        )
+        return self.code.mul(first, size), self.code.mul(last, size)
+
     def _flat(self, panel: str) -> tuple[Callable[[], None], str, Callable[[_Call], None]]:
         """How to pack the panel, where its input lies, and its tiles."""
         code, job, width = self.code, self.job, self.job.tile[1]
-        start = code.mul(panel, "%panel")
-        stop = code.least(code.add(start, "%panel"), "%pixels")
-        start = code.least(start, code.op("sub", "%pixels", width))
+        start, stop = self._share(panel, code.op("sdiv", code.add("%batch", width - 1), width), width)
+        stop = code.least(stop, "%batch")
+        start = code.least(start, code.op("sub", "%batch", width))
         count = code.op("sub", stop, start)
         source = code.at("%x", code.mul(start, job.channels[0]), job.element)
 
@@ -159,14 +168,10 @@ class _Driver:
         code, job = self.code, self.job
         (H, W), (P, Q), (height, width) = job.size, job.out, job.tile
         (R, _), (top_pad, left_pad), (dilation, _) = job.kernel, job.padding, job.dilation
-        per_image = -(-P // job.panel_rows)
-        image, inner = (
-            code.op("sdiv", panel, per_image),
-            "0" if per_image == 1 else code.op("srem", panel, per_image),
-        )
-        nominal = code.mul(inner, job.panel_rows)
-        top = code.least(nominal, P - height)
-        rows = code.op("sub", code.least(code.add(nominal, job.panel_rows), P), top)
+        image, inner = code.op("sdiv", panel, "%panels"), code.op("srem", panel, "%panels")
+        top, bottom = self._share(inner, -(-P // height), height)
+        bottom, top = code.least(bottom, P), code.least(top, P - height)
+        rows = code.op("sub", bottom, top)
         y = code.mul(code.add(code.mul(image, P), top), Q)
 
         def pack() -> None:

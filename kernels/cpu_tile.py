@@ -17,104 +17,19 @@ are interleaved, the input broadcasts two at once, and neighbouring lanes are ad
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import ceil
 
-from fxdbsr.kernels.jit import Target
+from fxdbsr.kernels.cpu_activation import activated
+from fxdbsr.kernels.cpu_job import Job, sides
 from fxdbsr.kernels.llvm import Code
 
 _PREFETCH = 4096  # bytes ahead of the weights in use
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the code for one conv knows. Sizes are (rows, columns) of one image.
-
-    Args:
-        target: what the code is for.
-        bfloat16: dtype of every tensor; float32 otherwise.
-        channels: (C, O) over all groups.
-        size: (H, W); (0, 0) where `flat`.
-        out: (P, Q); (0, 0) where `flat`.
-        tile: (rows, columns) of pixels; one row where `flat`.
-        flat: 1x1, stride 1, unpadded: the batch is one run of pixels.
-        pack: the input is copied to scratch `[columns of blocks, panel rows, panel columns, BC]` first.
-        panel_rows: output rows of a panel; unused where `flat`.
-        parallel: call the OpenMP runtime.
-    """
-
-    target: Target
-    bfloat16: bool
-    channels: tuple[int, int]
-    groups: int
-    block: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    size: tuple[int, int]
-    out: tuple[int, int]
-    bias: bool
-    residual: bool
-    activation: str
-    negative_slope: float
-    tile: tuple[int, int]
-    flat: bool
-    pack: bool
-    panel_rows: int
-    parallel: bool
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of blocks in a group."""
-        sizes = self.channels[1] // self.groups, self.channels[0] // self.groups
-        return ceil(sizes[0] / self.block[0]), ceil(sizes[1] / self.block[1])
-
-    @property
-    def edge(self) -> int:
-        """Outputs of the last block row of a group."""
-        return self.channels[1] // self.groups - (self.grid[0] - 1) * self.block[0]
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """Distance of neighbouring outputs' inputs in the panel; along a 1-tap axis only those are packed."""
-        return tuple(1 if k == 1 else s for k, s in zip(self.kernel, self.stride, strict=True))  # type: ignore[return-value]
-
-    @property
-    def panel(self) -> tuple[int, int]:
-        """(rows, columns) of the packed panel; unused where `flat`."""
-        parts = zip((self.panel_rows, self.out[1]), self.step, self.dilation, self.kernel, strict=True)
-        return tuple((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in parts)  # type: ignore[return-value]
-
-    @property
-    def pitches(self) -> tuple[int, int]:
-        """Elements of x from an output pixel to the next below and to the right."""
-        if self.pack:
-            return self.step[0] * self.panel[1] * self.block[1], self.step[1] * self.block[1]
-        return self.stride[0] * self.size[1] * self.channels[0], self.stride[1] * self.channels[0]
-
-    @property
-    def element(self) -> str:
-        """IR type that an element is copied with."""
-        return "i16" if self.bfloat16 else "float"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of an element."""
-        return 2 if self.bfloat16 else 4
 
 
 def widths(job: Job, height: int) -> list[tuple[int, int]]:
     """(first output, outputs) of the parts of a block of that height that a micro-kernel computes at once."""
     most = job.target.vectors * job.target.lanes
     return [(start, min(most, height - start)) for start in range(0, height, most)]
-
-
-def sides(target: Target, bfloat16: bool, height: int) -> bool:
-    """Whether blocks `height` high take several k side by side in a vector."""
-    return height < target.lanes and target.lanes % height == 0 and (bfloat16 or not target.halves)
 
 
 def declarations(job: Job) -> list[str]:
@@ -148,7 +63,7 @@ class _Tile:
         self.line = job.panel[1] * job.block[1]  # elements of a panel row
         self.runs = self._runs()
         lanes, unit = job.target.lanes, 2 if job.bfloat16 else 1
-        self.side = lanes // width if sides(job.target, job.bfloat16, width) and width == job.block[0] else 1
+        self.side = lanes // width if sides(job.target, width) and width == job.block[0] else 1
         self.side = self.side if job.block[1] % (self.side * unit) == 0 else 1  # k (or pairs) in a vector
         self.k_step = self.side * unit
         self.vectors = self._vectors() if self.side == 1 else [(0, lanes, lanes)]
@@ -330,7 +245,7 @@ class _Tile:
     def _multiply(self, sums: str, x: str, w: str, n: int) -> str:
         v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
         if self.job.bfloat16:
-            return self.code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {x}, {pairs} {w})")
+            return self.code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {w}, {pairs} {x})")
         return self.code.value(f"call {v} @llvm.fma.v{n}f32({v} {x}, {v} {w}, {v} {sums})")
 
     def _store(self, value: str, offset: int, start: int, n: int, count: int) -> None:
@@ -346,61 +261,14 @@ class _Tile:
                 value = code.value(f"fadd <{n} x float> {value}, {self._widened('%bias', start, n, n)}")
         if job.residual:
             value = code.value(f"fadd <{n} x float> {value}, {self._widened('%residual', offset, n, count)}")
-        value, kind = self._fitted("float", self._activated(value, n), n, count), "float"
+        value, kind = (
+            self._fitted("float", activated(code, value, n, job.activation, job.negative_slope), n, count),
+            "float",
+        )
         if job.bfloat16:
             value, kind = code.value(f"fptrunc <{count} x float> {value} to <{count} x bfloat>"), "bfloat"
         to = code.at("%y", offset, job.element)
         code.emit(f"store <{count} x {kind}> {value}, ptr {to}, align {job.bytes}")
-
-    def _activated(self, value: str, n: int) -> str:
-        """`value` through the activation; comparisons hold for NaN, so that it passes."""
-        code, vector = self.code, f"<{n} x float>"
-
-        def constant(x: float) -> str:
-            return f"<{', '.join([f'float {_literal(x)}'] * n)}>"
-
-        def clip(value: str, keep: str, bound: float, other: str | None = None) -> str:
-            kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
-            return code.value(f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}")
-
-        def plus_product(a: str, b: str | float, c: str | float) -> str:
-            b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
-            return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
-
-        def one_plus_exp_minus(value: str) -> str:
-            """1 + exp(-value), infinite for NaN: 2^n times a polynomial of the rest (Cephes, expf)."""
-            negative = code.value(f"fneg {vector} {value}")
-            x = clip(clip(negative, "olt", 89.0), "ogt", -87.0)
-            scaled = code.value(f"fmul {vector} {x}, {constant(1.44269504088896341)}")
-            whole = code.value(f"call {vector} @llvm.rint.v{n}f32({vector} {scaled})")
-            rest = plus_product(whole, 2.12194440e-4, plus_product(whole, -0.693359375, x))
-            sum_ = constant(1.9875691500e-4)
-            for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-                sum_ = plus_product(sum_, rest, term)
-            sum_ = plus_product(plus_product(sum_, rest, 1.0), rest, 1.0)
-            power = code.value(f"fptosi {vector} {whole} to <{n} x i32>")
-            power = code.value(f"add <{n} x i32> {power}, <{', '.join(['i32 127'] * n)}>")
-            power = code.value(f"shl <{n} x i32> {power}, <{', '.join(['i32 23'] * n)}>")
-            return plus_product(sum_, code.value(f"bitcast <{n} x i32> {power} to {vector}"), 1.0)
-
-        match self.job.activation:
-            case "relu":
-                return clip(value, "ugt", 0.0)
-            case "relu6":
-                return clip(clip(value, "ugt", 0.0), "ult", 6.0)
-            case "leaky_relu":
-                below = code.value(f"fmul {vector} {value}, {constant(self.job.negative_slope)}")
-                return clip(value, "ugt", 0.0, below)
-            case "hardswish":
-                gate = clip(code.value(f"fadd {vector} {value}, {constant(3.0)}"), "ugt", 0.0)
-                product = code.value(f"fmul {vector} {value}, {clip(gate, 'ult', 6.0)}")
-                return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
-            case "silu":
-                return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")
-            case "sigmoid":
-                gate = code.value(f"fdiv {vector} {constant(1.0)}, {one_plus_exp_minus(value)}")
-                return clip(value, "uno", 0.0, gate)
-        return value
 
     def _widened(self, pointer: str, offset: int, n: int, count: int) -> str:
         """N float32 lanes from `count` elements at pointer[offset], the rest zero."""
@@ -422,9 +290,3 @@ class _Tile:
         lane = ", ".join(f"i32 {i}" for i in order)
         v = f"<{lanes} x {type}>"
         return self.code.value(f"shufflevector {v} {a}, {v} {b}, <{len(order)} x i32> <{lane}>")
-
-
-def _literal(x: float) -> str:
-    """The float32 nearest to x, as IR writes it."""
-    (single,) = struct.unpack("<f", struct.pack("<f", x))
-    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"

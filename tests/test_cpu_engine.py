@@ -1,4 +1,4 @@
-"""The CPU engine against the float64 reference, and its safety: threads, forks, code cache, wrong arguments."""
+"""The CPU engine against the float64 reference, and its safety: threads, forks, cache, wrong arguments."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch import Tensor
 pytest.importorskip("llvmlite")
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import cpu, jit, reference
+from fxdbsr.kernels import cpu, jit, ops, reference
 from fxdbsr.kernels.cpu_driver import module
+from fxdbsr.kernels.cpu_job import Job, flat_tile, image_tile, split
 from fxdbsr.kernels.geometry import ACTIVATIONS
 
 TARGET = jit.host()
@@ -78,15 +80,18 @@ class Arguments:
     numbers: tuple[Any, ...]
 
     @property
+    def all(self) -> tuple[Any, ...]:
+        return (*self.tensors(), [], *self.numbers)
+
     def tensors(self) -> tuple[Any, ...]:
         return (self.input, self.values, self.crow_indices, self.col_indices, self.bias, self.residual)
 
     def run(self, avx512: bool = True) -> Tensor:
-        return cpu.conv(*self.tensors, [], *self.numbers, avx512=avx512)
+        return cpu.conv(*(*self.all, avx512))
 
     def expected(self, dtype: torch.dtype | None = None) -> Tensor:
-        tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors]
-        return reference.conv(*tensors, [], *self.numbers)
+        tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors()]
+        return reference.conv(*(*tensors, [], *self.numbers))
 
 
 def arguments(case: Case, seed: int = 0, keep: Tensor | None = None) -> Arguments:
@@ -213,18 +218,21 @@ def test_empty_rows_and_columns_give_bias(kernel: int) -> None:
 @pytest.mark.parametrize("case", [CASES[4], CASES[9], CASES[18], CASES[26]], ids=lambda c: c.name)
 def test_every_element_is_written_and_padding_stays_zero(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that `torch.empty` returns, output and scratch, starts as NaN."""
-    empty = torch.empty
+    empty, empty_strided = torch.empty, torch.empty_strided
 
-    def poisoned(*size: Any, **options: Any) -> Tensor:
-        tensor = empty(*size, **options)
-        return tensor.fill_(255 if tensor.dtype == torch.uint8 else float("nan"))
+    def scratch(*size: Any, **options: Any) -> Tensor:
+        return empty(*size, **options).fill_(255)
+
+    def output(*size: Any, **options: Any) -> Tensor:
+        return empty_strided(*size, **options).fill_(float("nan"))
 
     given = arguments(case)
-    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", scratch)
+    monkeypatch.setattr(torch, "empty_strided", output)
     monkeypatch.setattr(cpu, "_own", type(cpu._own)())
-    output = given.run()
+    result = given.run()
     monkeypatch.undo()
-    torch.testing.assert_close(output, given.expected(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, given.expected(), rtol=1e-4, atol=1e-4)
 
 
 def test_channels_beyond_a_group_are_not_read() -> None:
@@ -341,9 +349,10 @@ def test_wrong_indices_do_not_read_outside() -> None:
 )
 def test_tables_refuse_wrong_indices(crow: list[int], col: list[int], name: str) -> None:
     grid = BlockGrid.of((64, 64, 1, 1), (32, 32))
-    as_ints = [torch.tensor(t, dtype=torch.int32) for t in (crow, col)]
+    crow_indices, col_indices = (torch.tensor(t, dtype=torch.int32) for t in (crow, col))
+    values = torch.zeros(len(col), 32, 32, 1, 1)
     with pytest.raises(ValueError, match=f"{name}_indices"):
-        cpu.tables(grid, torch.zeros(len(col), 32, 32, 1, 1), *as_ints, (1, 1), (0, 0), (1, 1))
+        cpu.tables(grid, values, crow_indices, col_indices, (1, 1), (0, 0), (1, 1))
 
 
 def test_empty_batch_and_gradients() -> None:
@@ -373,7 +382,12 @@ def _texts(case: Case, monkeypatch: pytest.MonkeyPatch, target: jit.Target) -> l
     """The modules that a call would compile for `target`."""
     texts: list[str] = []
     monkeypatch.setattr(jit, "host", lambda avx512=True: target)
-    monkeypatch.setattr(cpu, "module", lambda job: texts.append(module(job)) or texts[-1])
+
+    def record(job: Job) -> str:
+        texts.append(module(job))
+        return texts[-1]
+
+    monkeypatch.setattr(cpu, "module", record)
     monkeypatch.setattr(jit, "function", lambda *_: lambda *_: None)
     cpu._plan.cache_clear()
     try:
@@ -430,10 +444,10 @@ def test_folder_open_to_others_is_refused_with_one_warning(tmp_path: Path, monke
     folder = _cache(tmp_path, monkeypatch)
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.warns(UserWarning, match="not used") as caught:
-        check(arguments(Case()))
-        check(arguments(Case(size=(8, 8), channels=(32, 32))))
-    assert len(caught) == 1
+    first, second = arguments(Case()), arguments(Case(size=(8, 8), channels=(32, 32)))
+    with pytest.warns(UserWarning, match="not used"):
+        check(first)
+    check(second)  # a second warning would be an error
     assert not list(folder.iterdir())
 
 
@@ -445,6 +459,17 @@ def test_no_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         check(arguments(Case()))
 
 
+def test_operator_and_its_short_cut_agree() -> None:
+    given = arguments(Case(residual=True))
+    call = (*given.all, "cpu")
+    expected = given.run()
+    assert torch.equal(torch.ops.fxdbsr.conv(*call), expected)
+    assert torch.equal(ops.conv(*call), expected)
+    given.values.requires_grad_()
+    (gradient,) = torch.autograd.grad(ops.conv(*call).sum(), given.values)
+    assert gradient.shape == given.values.shape
+
+
 def test_serial_without_an_openmp_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     given = arguments(Case())
     expected = given.run()
@@ -453,3 +478,24 @@ def test_serial_without_an_openmp_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     cpu._plan.cache_clear()
     assert torch.equal(given.run(), expected)
     cpu._plan.cache_clear()
+
+
+@pytest.mark.parametrize("out", [(1, 1), (7, 7), (14, 14), (5, 31), (112, 112)])
+@pytest.mark.parametrize("limits", [(3, 6), (6, 14), (12, 28)])
+def test_tile_fits_registers_and_output(out: tuple[int, int], limits: tuple[int, int]) -> None:
+    rows, columns = image_tile(out, limits, 3, (out[0], 1, 1, 1))
+    assert 1 <= rows <= out[0]
+    assert 1 <= columns <= out[1]
+    assert rows * columns <= limits[1]
+    assert 1 <= flat_tile(out[0] * out[1], limits) <= min(limits[1], out[0] * out[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("tiles", [1, 5, 14, 56, 100])
+def test_no_thread_gets_much_more_than_another(tiles: int, threads: int) -> None:
+    panels, groups = split(tiles, fit=4, images=1, rows=64, threads=threads)
+    assert ceil(tiles / 4) <= panels <= tiles
+    shares = [tiles * (i + 1) // panels - tiles * i // panels for i in range(panels)]
+    tasks = [share for share in shares for _ in range(groups)]
+    work = [sum(tasks[len(tasks) * i // threads : len(tasks) * (i + 1) // threads]) / groups for i in range(threads)]
+    assert max(work) <= 1.35 * sum(work) / threads

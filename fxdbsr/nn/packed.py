@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels import ops
 from fxdbsr.kernels.choice import choose, engine_module, why_not
 from fxdbsr.kernels.geometry import output_size
-from fxdbsr.kernels.ops import conv_operator, engine_conv, is_watched
 from fxdbsr.kernels.reference import activate
 
 
@@ -116,11 +116,10 @@ class PackedConv(nn.Module):
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        state = self._buffers
-        values = state["values"]
-        arguments = (
+        state: dict[str, Any] = self._buffers
+        return ops.conv(
             x,
-            values,
+            state["values"],
             state["crow_indices"],
             state["col_indices"],
             state["bias"],
@@ -129,11 +128,8 @@ class PackedConv(nn.Module):
             *self._sizes,
             activation,
             self.negative_slope,
+            self.engine,
         )
-        if self.engine == "cpu" and not is_watched(x, values, residual):
-            return engine_conv("cpu")(*arguments)
-        y: Tensor = conv_operator(*arguments, self.engine)
-        return y
 
     def _dense(self, x: Tensor) -> Tensor:
         function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
