@@ -1,6 +1,7 @@
 """scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
 
-What no engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
+A conv without block scales goes to an engine whole where that is faster than torch's own (`why_kept`). What no
+engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
 the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
 """
 
@@ -8,10 +9,14 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from fxdbsr.blocks import BlockGrid
 from fxdbsr.graph import called_module
+from fxdbsr.kernels.choice import why_not
 from fxdbsr.nn.packed import PackedConv, why_unpacked
-from fxdbsr.nn.scaled import ScaledLayer, plain_type
+from fxdbsr.nn.scaled import ScaledLayer, plain_type, why_unscalable
 from fxdbsr.passes.lowering import Lowering
+
+WHOLE = (32, 32)  # blocks of a conv that is packed with all its weights
 
 
 def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
@@ -19,23 +24,49 @@ def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
     for name, layer in layers.items():
         if why_unpacked(layer) is None:
-            model.set_submodule(name, packed(layer, lowering.backend))
+            model.set_submodule(name, packed(layer, layer.grid, lowering.backend))
         else:
             unscale_(layer)
+    whole = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), nn.Conv2d)}
+    for name, conv in whole.items():
+        if why_kept(conv, lowering.backend) is None:
+            model.set_submodule(name, packed_whole(conv, lowering.backend))
 
 
-def packed(layer: ScaledLayer, backend: str) -> PackedConv:
+def why_kept(conv: nn.Module, backend: str) -> str | None:
+    """Why `conv`, which has no blocks, stays torch's own, as a sentence, or None where the CPU engine takes it."""
+    if backend not in ("auto", "cpu"):
+        return f"the {backend} backend takes blocked convs only"
+    reason = why_unscalable(conv)
+    if reason is not None:
+        return reason
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        return "it has forward hooks"
+    padding, _ = split_padding(conv)
+    grid = BlockGrid.of(tuple(conv.weight.shape), WHOLE, conv.groups)  # type: ignore
+    weight = conv.weight
+    return why_not("cpu", grid, conv.stride, padding, conv.dilation, weight.dtype, weight.device)  # type: ignore
+
+
+def packed_whole(conv: nn.Module, backend: str) -> PackedConv:
+    """The packed conv with all of `conv`'s weights."""
+    grid = BlockGrid.of(tuple(conv.weight.shape), WHOLE, conv.groups)  # type: ignore
+    return packed(conv, grid, backend, blocked=False)
+
+
+def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True) -> PackedConv:
     """The packed conv with `layer`'s weight, whose scales must be folded."""
     padding, pad = split_padding(layer)
     return PackedConv(
-        layer.weight,
+        layer.weight,  # type: ignore[arg-type]
         layer.bias,  # type: ignore[arg-type]
-        layer.grid,
+        grid,
         layer.stride,  # type: ignore[arg-type]
         padding,
         layer.dilation,  # type: ignore[arg-type]
         pad,
         backend,
+        blocked,
     ).eval()
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class PackedConv(nn.Module):
         padding: zeros on both sides of each axis.
         pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
         backend: which engine to take, see `fxdbsr.convert`.
+        blocked: False for a conv that was given no blocks, and is packed whole because an engine runs it faster.
     """
 
     is_leaf_in_trace = True
@@ -49,13 +51,15 @@ class PackedConv(nn.Module):
         dilation: Sequence[int],
         pad: tuple[tuple[int, ...], str] | None,
         backend: str,
+        blocked: bool = True,
     ) -> None:
         super().__init__()
-        self.grid, self.pad, self.backend = grid, pad, backend
+        self.grid, self.pad, self.backend, self.blocked = grid, pad, backend, blocked
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
-        values, crow_indices, col_indices = grid.pack(weight.detach())
+        keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
+        values, crow_indices, col_indices = grid.pack(weight.detach(), keep)
         self.register_buffer("values", values)
         self.register_buffer("crow_indices", crow_indices)
         self.register_buffer("col_indices", col_indices)

@@ -53,7 +53,10 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
         stored = [t for t in (layer.values, layer.crow_indices, layer.col_indices, layer.bias) if t is not None]
         kind = f"conv{len(layer.stride)}d"
         shape = layer.grid.weight_shape
-        return Weight(name, kind, None, shape, stored, layer.engine, layer.reason, layer.grid, _kept_of_packed(layer))
+        row = Weight(name, kind, None, shape, stored, layer.engine, layer.reason)
+        if layer.blocked:
+            row.grid, row.alive = layer.grid, _kept_of_packed(layer)
+        return row
     if isinstance(layer, ScaledFunction):
         weight, scale, mask, bias = (*call.args[1:], None)[:4]
         stored = [weight] if bias is None else [weight, bias]
