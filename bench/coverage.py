@@ -127,8 +127,8 @@ def enliven(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> Non
         assert norm.running_var is not None
         norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()) + 1e-6)
         noise = torch.randn(norm.running_mean.shape, generator=generator)
-        norm.running_mean.add_(0.1 * noise * norm.running_var.sqrt())
-        norm.running_var.mul_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+        norm.running_mean.add_(0.05 * noise * norm.running_var.sqrt())
+        norm.running_var.mul_(0.9 + 0.2 * torch.rand(norm.running_var.shape, generator=generator))
 
 
 def first_tensor(output: Any) -> Tensor:
