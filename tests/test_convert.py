@@ -204,6 +204,42 @@ def test_residuals_that_broadcast_stay_right(backend: str) -> None:
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+class Lenet(nn.Module):
+    """Flattens by a view, as a classifier of the tutorials does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16 * 25, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        logits: Tensor = self.fc(x.view(x.size(0), -1))
+        return logits
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "auto"])
+def test_views_of_a_convs_output_convert(backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Lenet(), x)
+    assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
+
+
+def test_writes_through_a_view_stay() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            y.view(2, 2, 8, 10, 10).mul_(2)
+            return y
+
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Model(), x)
+    assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
+
+
 @pytest.mark.parametrize("block_size", [(1, None), (None, 1)])
 def test_filter_and_channel_sparsity_convert(block_size: Any) -> None:
     x = torch.randn(2, 3, 12, 12)
