@@ -30,6 +30,15 @@ class Tracer(fx.Tracer):
             or super().is_leaf_module(m, module_qualified_name)
         )
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As torch.fx, with `conv(input=x)` written as `conv(x)`, which is what passes and hooks read."""
+        if not args and "input" in kwargs and (isinstance(m, _ConvNd) or m.__module__.startswith("torch.nn.")):
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
+        return super().call_module(m, forward, args, kwargs)
+
 
 class TracedModule(fx.GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.

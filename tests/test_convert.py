@@ -204,6 +204,31 @@ def test_residuals_that_broadcast_stay_right(backend: str) -> None:
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+def test_modules_called_by_keyword_convert() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.relu(input=self.norm(input=self.conv(input=x)) + x)
+            return y
+
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Model(), x)
+    converted = fxdbsr.convert(prepared, tune=True, example_inputs=x)
+    assert worst(converted, prepared, x) <= BOUND
+    assert [node.op for node in converted.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_a_norm_with_hooks_is_not_folded() -> None:
+    norm = nn.BatchNorm2d(16)
+    norm.register_forward_hook(lambda module, args, output: 3 * output)
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(nn.Sequential(nn.Conv2d(3, 16, 3), norm), x)
+    assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
+
+
 class Lenet(nn.Module):
     """Flattens by a view, as a classifier of the tutorials does."""
 
