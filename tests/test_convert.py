@@ -229,6 +229,29 @@ def test_a_norm_with_hooks_is_not_folded() -> None:
     assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
 
 
+class Reader(nn.Module):
+    """Reads tensors of its layers by name, and calls convs on biases that are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.w, self.b = nn.Parameter(torch.randn(16, 16, 1, 1)), nn.Parameter(torch.randn(16))
+        self.register_buffer("c", torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)) * self.conv.weight.square().mean() + self.conv.bias.view(-1, 1, 1)  # type: ignore
+        y = F.conv2d(y, self.w, self.c)  # type: ignore[arg-type]
+        return F.conv2d(y, self.w.flip(0), self.b) + F.conv2d(y, self.w, 2 * self.b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "auto"])
+def test_tensors_that_the_model_reads_itself_stay_as_they_were(backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Reader(), x, 0.8)
+    assert [layer.name for layer in blocked_layers(prepared)] == ["conv", "w"]
+    assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
+
+
 class Lenet(nn.Module):
     """Flattens by a view, as a classifier of the tutorials does."""
 
