@@ -415,3 +415,41 @@ def test_a_backend_that_cannot_run_raises() -> None:
     prepared = fxdbsr.prepare(nn.Sequential(nn.Conv2d(3, 8, 3)), 4)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run here"):
         fxdbsr.convert(prepared, backend="triton")
+
+
+class Moody(nn.Module):
+    """Needs two graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x))
+        return F.relu(self.drop(y) * 2 if self.training else y)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), Moody()])
+@pytest.mark.parametrize("is_prepared", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"backend": "triton"}])
+def test_a_refused_conversion_in_place_changes_nothing(
+    model: nn.Module, is_prepared: bool, arguments: dict[str, Any]
+) -> None:
+    model = copy.deepcopy(model).train()
+    model = fxdbsr.prepare(model, 4) if is_prepared else model
+    if is_prepared:
+        fxdbsr.block_prune_(model, 0.5)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var[3] = torch.nan
+    x = torch.randn(2, 3, 6, 6)
+    kinds = [(type(module), module.training) for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.random.fork_rng():
+        expected = copy.deepcopy(model)(x)
+    with pytest.raises((ValueError, RuntimeError)):
+        fxdbsr.convert(model, inplace=True, block_size=4, **arguments)
+    assert [(type(module), module.training) for module in model.modules()] == kinds
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(model(x), expected)

@@ -157,6 +157,26 @@ def test_functional_convs_keep_the_arguments_of_each_mode() -> None:
     assert len(blocked_layers(prepared)[0].users) == 2
 
 
+class Constant(nn.Module):
+    """Reads tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shift = nn.Conv2d(3, 4, 1), torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) + self.shift + torch.ones(1)
+        return y
+
+
+def test_constants_need_no_second_graph() -> None:
+    model, x = Constant(), torch.randn(2, 3, 4, 4)
+    prepared = fxdbsr.prepare(model)
+    assert isinstance(prepared, fx.GraphModule)
+    assert torch.equal(prepared(x), model(x))
+    assert list(prepared.state_dict()) == ["conv.weight", "conv.bias", "conv.scale", "conv.mask"]
+
+
 class Taken(nn.Module):
     """Holds scales of its own, under the names that block scales would take."""
 
@@ -325,6 +345,15 @@ def test_bad_input_is_refused_and_the_model_unchanged(
     assert [type(module) for module in model.modules()] == kinds
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_refused_preparation_in_place_leaves_no_attribute() -> None:
+    model = Constant()
+    attributes, buffers = dict(model.__dict__), dict(model._buffers)
+    with pytest.raises(ValueError, match="no layer to block"):
+        fxdbsr.prepare(model, types=(nn.Linear,), inplace=True)
+    assert dict(model.__dict__) == attributes
+    assert dict(model._buffers) == buffers
 
 
 def test_what_is_not_a_module_or_prepared_already_is_refused() -> None:
