@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import fx, nn
@@ -12,7 +13,7 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
-from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unwrap
+from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unchanged_on_error, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
 from fxdbsr.passes import CONVERT, PREPARE, TO_DENSE, run
@@ -66,8 +67,15 @@ def prepare(
     elif not isinstance(config, BlockConfig):
         raise TypeError(f"config: expected a BlockConfig, got {type(config).__name__}")
     selection = Selection(config, filter_fn, CONV_TYPES if types is None else tuple(types))
-    traced = trace(model if inplace else _copied(model), concrete_args)
-    _check_names(traced, config)
+    with unchanged_on_error(model) if inplace else nullcontext():
+        return _prepared(model if inplace else _copied(model), selection, concrete_args)
+
+
+def _prepared(
+    model: nn.Module, selection: Selection, concrete_args: dict[str, Any] | None
+) -> TracedModule | TwoGraphModule:
+    traced = trace(model, concrete_args)
+    _check_names(traced, selection.config)
     parts = [graph_module for _, graph_module in graph_modules(traced)]
     for part in parts:
         _check_weights(part, selection)
@@ -157,20 +165,22 @@ def convert(
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     lowering = Lowering(as_backend(backend), tune, inputs)
     model = unwrap(model)
-    if not any(isinstance(module, Blocked) for module in model.modules()):
-        if block_size is None:
-            raise ValueError("block_size: required for a model that is not prepared, got None")
-        source = prepare(model, block_size, inplace=inplace)
-    else:
+    is_prepared = any(isinstance(module, Blocked) for module in model.modules())
+    if not is_prepared and block_size is None:
+        raise ValueError("block_size: required for a model that is not prepared, got None")
+    if is_prepared:
         check_block_size(model, block_size)
+    with unchanged_on_error(model) if inplace else nullcontext():
         source = model if inplace else _copied(model)
-    weight = next(p for p in source.parameters() if p.is_floating_point())
-    check_available(backend, weight.dtype, weight.device)
-    source.eval()
-    traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
-    assert isinstance(traced, fx.GraphModule)
-    run(CONVERT, traced, lowering)
-    return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
+        if not is_prepared:
+            source = prepare(source, block_size, inplace=True)
+        weight = next(p for p in source.parameters() if p.is_floating_point())
+        check_available(backend, weight.dtype, weight.device)
+        source.eval()
+        traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
+        assert isinstance(traced, fx.GraphModule)
+        run(CONVERT, traced, lowering)
+        return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
 
 
 def to_dense(model: nn.Module) -> fx.GraphModule:

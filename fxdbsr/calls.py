@@ -37,6 +37,13 @@ def why_unscalable_call(node: fx.Node) -> str | None:
         return "its weight is computed in the forward"
     if not isinstance(get_attribute(model, str(weight.target)), nn.Parameter):
         return f"its weight {weight.target} is not a parameter"
+    owner, _, leaf = str(weight.target).rpartition(".")
+    holder = model.get_submodule(owner)
+    if hasattr(holder, f"{leaf}_scale") != hasattr(holder, f"{leaf}_mask"):
+        return f"the names {weight.target}_scale and {weight.target}_mask are taken"
+    bias = arguments.get("bias")
+    if isinstance(bias, fx.Node) and bias.op != "get_attr":
+        return "its bias is computed in the forward"
     constants = [value for key, value in arguments.items() if key not in ("input", "weight", "bias")]
     dynamic: list[fx.Node] = []
     fx.node.map_arg(constants, dynamic.append)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,36 @@ class Tracer(fx.Tracer):
             or getattr(m, "is_leaf_in_trace", False)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: set[str] = set()
+
+    def create_arg(self, a: Any) -> Any:
+        """As torch.fx; a tensor that the forward makes is named as in an earlier trace that made the same."""
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            for name, known in self.root.__dict__.items():
+                if name.startswith("_tensor_constant") and name not in self._constants and _same_constant(known, a):
+                    self.tensor_attrs[a] = name
+                    break
+        made = super().create_arg(a)
+        if isinstance(made, fx.Node) and made.op == "get_attr":
+            self._constants.add(str(made.target))
+        return made
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As torch.fx, with `conv(input=x)` written as `conv(x)`, which is what passes and hooks read."""
+        if not args and "input" in kwargs and (isinstance(m, _ConvNd) or m.__module__.startswith("torch.nn.")):
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _same_constant(a: Any, b: Tensor) -> bool:
+    kinds = [(t.dtype, t.device, t.shape) for t in (a, b) if isinstance(t, Tensor)]
+    return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(a, b)
 
 
 class TracedModule(fx.GraphModule):
@@ -139,6 +170,31 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
 
 def _code(graph: fx.Graph) -> str:
     return graph.python_code("self").src
+
+
+@contextmanager
+def unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """Put every module of `model`, and its graphs, back as they were where the body raises.
+
+    The body may replace tensors, modules, classes and nodes; it does not write into tensors.
+    """
+    modules = [*dict.fromkeys([*model.modules(), *(part for _, part in graph_modules(model))])]
+    before = [(module, type(module), dict(module.__dict__)) for module in modules]
+    contents = [(state[part], copy.copy(state[part])) for _, _, state in before for part in _STATE if part in state]
+    graphs = [(module, copy.deepcopy(module.graph)) for module in modules if isinstance(module, fx.GraphModule)]
+    try:
+        yield
+    except BaseException:
+        for module, kind, state in before:
+            module.__class__ = kind
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        for found, content in contents:
+            found.clear()
+            found.update(content)
+        for module, graph in graphs:
+            module.graph = graph
+        raise
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from fxdbsr.graph import writes_in_place
 from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
+from fxdbsr.passes.loosen_views import loosen_views
 from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
@@ -25,7 +26,7 @@ from fxdbsr.passes.unpack_convs import unpack_convs
 Options = TypeVar("Options")
 
 PREPARE = (scale_layers, scale_functions)
-CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
+CONVERT = (loosen_views, fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
 TO_DENSE = (fold_scales, unpack_convs)
 
 

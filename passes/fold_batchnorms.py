@@ -3,7 +3,7 @@
     W' = W * gamma / sqrt(var + eps)        b' = (b - mean) * gamma / sqrt(var + eps) + beta
 
 computed in float64 and rounded once. The pattern ends every conv layer of ResNets and their kin. A norm before
-a conv (DenseNet) stays, as does one whose conv has other readers or is called more than once.
+a conv (DenseNet) stays, as does one with hooks, and one whose conv has other readers or is called more than once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def fold_batchnorms(model: fx.GraphModule, lowering: Lowering) -> None:
             continue
         source = node.args[0]
         conv = called_module(source)
-        if not isinstance(conv, _CONVS):
+        if not isinstance(conv, _CONVS) or norm._forward_hooks or norm._forward_pre_hooks:
             continue
         if len(source.users) > 1 or calls[str(source.target)] > 1 or norm.training or not _is_plain(conv):
             continue

@@ -24,6 +24,7 @@ def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
     for node in list(model.graph.nodes):
         if isinstance(layer := called_module(node), ScaledFunction):
             call_as_layer(node, layer)
+    keep_what_is_read(model)
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
     for name, layer in layers.items():
         for what, tensor in (("scale", layer.scale), ("weight", layer.weight), ("bias", layer.bias)):
@@ -32,6 +33,24 @@ def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
         folded = layer.scaled_weight().detach()
         layer.weight = nn.Parameter(folded, requires_grad=False)
         layer.scale = nn.Parameter(torch.ones_like(layer.scale), requires_grad=False)
+
+
+def keep_what_is_read(model: fx.GraphModule) -> None:
+    """Give tensors of called modules that the graph reads by name (`conv.weight.mean()`) a name of their own.
+
+    The passes change and remove the modules' own ones.
+    """
+    called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
+    for node in list(model.graph.nodes):
+        owner, _, leaf = str(node.target).rpartition(".")
+        if node.op != "get_attr" or owner not in called or not node.users:
+            continue
+        name = f"{owner.replace('.', '_')}_{leaf}"
+        value = get_attribute(model, str(node.target))
+        while getattr(model, name, value) is not value:
+            name = f"{name}_"
+        model.register_buffer(name, value.detach())
+        node.target = name
 
 
 def check_finite(tensor: Tensor | None, name: str) -> None:
@@ -69,7 +88,7 @@ def call_as_layer(node: fx.Node, function: ScaledFunction) -> None:
             **arguments,
         )
     layer.register_parameter("weight", weight)
-    layer.register_parameter("bias", bias)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
     scale_layer_(layer, grid, function.form)
     layer.register_parameter("scale", scale)
     layer.register_buffer("mask", mask)

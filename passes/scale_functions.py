@@ -1,13 +1,13 @@
 """F.conv2d(x, w, b) -> scaled function(x, w, w_scale, w_mask, b), where w is a parameter of the model.
 
 The parameter `a.b.w` stays; its owner `a.b` gets the parameter `w_scale` and the buffer `w_mask`, and the call
-becomes a module without state, `a.b.w_conv`. A conv on a computed weight, or with a stride or padding that is
-computed in the forward, is left alone (`why_unscalable_call`).
+becomes a module without state, `a.b.w_conv`. A conv on a computed weight or bias, or with a stride or padding
+that is computed in the forward, is left alone (`why_unscalable_call`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import count
 
 import torch
 from torch import fx, nn
@@ -22,7 +22,7 @@ from fxdbsr.passes.selection import Selection
 def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
     """Scale every conv of `selection` that the graph calls as a function."""
     layers = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, ScaledLayer)}
-    seen: Counter[str] = Counter()
+    used: set[str] = set()
     for node in list(model.graph.nodes):
         grid = grid_of_call(node, selection)
         if grid is None:
@@ -41,14 +41,29 @@ def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
             owner.register_buffer(f"{leaf}_mask", torch.ones_like(ones, dtype=torch.bool))
         if tuple(get_attribute(model, scale).shape) != grid.shape:
             continue
-        call = f"{name}_conv{seen[name] or ''}"
-        seen[name] += 1
-        if not isinstance(getattr(owner, call.rpartition(".")[2], None), ScaledFunction):
-            model.add_submodule(call, ScaledFunction(grid, selection.config.form, node.target, arguments))
+        function = ScaledFunction(grid, selection.config.form, node.target, arguments)
+        used.add(call := add_function(model, f"{name}_conv", function, used))
         with model.graph.inserting_before(node):
             grids = [model.graph.get_attr(target) for target in (scale, mask)]
             new = model.graph.call_module(call, (x, w, *grids, bias))
         replace(node, new)
+
+
+def add_function(model: fx.GraphModule, name: str, function: ScaledFunction, used: set[str]) -> str:
+    """Add `function` to `model`; returns its name, `name` with a number where that is taken.
+
+    What the graph of the other mode calls with the same arguments is taken instead, unless it is in `used`.
+    """
+    owner, _, leaf = name.rpartition(".")
+    for number in count():
+        call = f"{name}{number or ''}"
+        known = getattr(model.get_submodule(owner), f"{leaf}{number or ''}", None)
+        if known is None:
+            model.add_submodule(call, function)
+            return call
+        if call not in used and isinstance(known, ScaledFunction) and known.is_like(function):
+            return call
+    raise AssertionError("unreachable")
 
 
 def grid_of_call(node: fx.Node, selection: Selection) -> BlockGrid | None:

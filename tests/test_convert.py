@@ -218,6 +218,90 @@ def test_residuals_that_broadcast_stay_right(backend: str) -> None:
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+def test_modules_called_by_keyword_convert() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.relu(input=self.norm(input=self.conv(input=x)) + x)
+            return y
+
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Model(), x)
+    converted = fxdbsr.convert(prepared, tune=True, example_inputs=x)
+    assert worst(converted, prepared, x) <= BOUND
+    assert [node.op for node in converted.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+def test_a_norm_with_hooks_is_not_folded() -> None:
+    norm = nn.BatchNorm2d(16)
+    norm.register_forward_hook(lambda module, args, output: 3 * output)
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(nn.Sequential(nn.Conv2d(3, 16, 3), norm), x)
+    assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
+
+
+class Reader(nn.Module):
+    """Reads tensors of its layers by name, and calls convs on biases that are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.w, self.b = nn.Parameter(torch.randn(16, 16, 1, 1)), nn.Parameter(torch.randn(16))
+        self.register_buffer("c", torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)) * self.conv.weight.square().mean() + self.conv.bias.view(-1, 1, 1)  # type: ignore
+        y = F.conv2d(y, self.w, self.c)  # type: ignore[arg-type]
+        return F.conv2d(y, self.w.flip(0), self.b) + F.conv2d(y, self.w, 2 * self.b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "auto"])
+def test_tensors_that_the_model_reads_itself_stay_as_they_were(backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Reader(), x, 0.8)
+    assert [layer.name for layer in blocked_layers(prepared)] == ["conv", "w"]
+    assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
+
+
+class Lenet(nn.Module):
+    """Flattens by a view, as a classifier of the tutorials does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16 * 25, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        logits: Tensor = self.fc(x.view(x.size(0), -1))
+        return logits
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "auto"])
+def test_views_of_a_convs_output_convert(backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Lenet(), x)
+    assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
+
+
+def test_writes_through_a_view_stay() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            y.view(2, 2, 8, 10, 10).mul_(2)
+            return y
+
+    x = torch.randn(2, 3, 12, 12)
+    prepared = prepared_net(Model(), x)
+    assert worst(fxdbsr.convert(prepared, backend="reference"), prepared, x) <= BOUND
+
+
 @pytest.mark.parametrize("block_size", [(1, None), (None, 1)])
 def test_filter_and_channel_sparsity_convert(block_size: Any) -> None:
     x = torch.randn(2, 3, 12, 12)
@@ -355,3 +439,41 @@ def test_a_backend_that_cannot_run_raises() -> None:
     prepared = fxdbsr.prepare(nn.Sequential(nn.Conv2d(3, 8, 3)), 4)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run here"):
         fxdbsr.convert(prepared, backend="triton")
+
+
+class Moody(nn.Module):
+    """Needs two graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x))
+        return F.relu(self.drop(y) * 2 if self.training else y)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), Moody()])
+@pytest.mark.parametrize("is_prepared", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"backend": "triton"}])
+def test_a_refused_conversion_in_place_changes_nothing(
+    model: nn.Module, is_prepared: bool, arguments: dict[str, Any]
+) -> None:
+    model = copy.deepcopy(model).train()
+    model = fxdbsr.prepare(model, 4) if is_prepared else model
+    if is_prepared:
+        fxdbsr.block_prune_(model, 0.5)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var[3] = torch.nan
+    x = torch.randn(2, 3, 6, 6)
+    kinds = [(type(module), module.training) for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.random.fork_rng():
+        expected = copy.deepcopy(model)(x)
+    with pytest.raises((ValueError, RuntimeError)):
+        fxdbsr.convert(model, inplace=True, block_size=4, **arguments)
+    assert [(type(module), module.training) for module in model.modules()] == kinds
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(model(x), expected)

@@ -136,6 +136,76 @@ def test_training_and_evaluation_keep_their_own_graphs() -> None:
     assert len(blocked_layers(prepared)) == 3
 
 
+class Strided(nn.Module):
+    """Calls one weight with other arguments in training than in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = F.conv2d(x, self.w, stride=2, padding=1)
+        return F.conv2d(x, self.w, padding=1)
+
+
+def test_functional_convs_keep_the_arguments_of_each_mode() -> None:
+    model, x = Strided(), torch.randn(2, 8, 9, 9)
+    prepared = fxdbsr.prepare(model, 4)
+    for mode in (True, False, True):
+        assert torch.equal(prepared.train(mode)(x), model.train(mode)(x))
+    assert len(blocked_layers(prepared)[0].users) == 2
+
+
+class Constant(nn.Module):
+    """Reads tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shift = nn.Conv2d(3, 4, 1), torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) + self.shift + torch.ones(1)
+        return y
+
+
+def test_constants_need_no_second_graph() -> None:
+    model, x = Constant(), torch.randn(2, 3, 4, 4)
+    prepared = fxdbsr.prepare(model)
+    assert isinstance(prepared, fx.GraphModule)
+    assert torch.equal(prepared(x), model(x))
+    assert list(prepared.state_dict()) == ["conv.weight", "conv.bias", "conv.scale", "conv.mask"]
+
+
+class Taken(nn.Module):
+    """Holds scales of its own, under the names that block scales would take."""
+
+    class Scaling(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(4, 4, 1)
+            self.scale = nn.Parameter(torch.randn(4))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scaling = nn.Conv2d(4, 4, 1), self.Scaling()
+        self.w, self.w_scale = nn.Parameter(torch.randn(4, 4, 1, 1)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.scaling(self.conv(x)) * self.scaling.scale.view(-1, 1, 1)
+        z: Tensor = F.conv2d(y, self.w) * self.w_scale.view(-1, 1, 1)
+        return z
+
+
+def test_layers_whose_names_for_scales_are_taken_stay() -> None:
+    model, x = Taken(), torch.randn(2, 4, 3, 3)
+    prepared = fxdbsr.prepare(model, 2)
+    assert torch.equal(prepared(x), model(x))
+    assert [layer.name for layer in blocked_layers(prepared)] == ["conv"]
+    reasons = {row.name: row.reason for row in fxdbsr.report(prepared, x).rows}
+    assert reasons["scaling"] == "Scaling has another scale"
+    assert reasons["w"] == "the names w_scale and w_mask are taken"
+
+
 @pytest.mark.parametrize("model_type", [Functional, Branchy])
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_equal_and_independent(model_type: type[nn.Module], clone: Any) -> None:
@@ -275,6 +345,15 @@ def test_bad_input_is_refused_and_the_model_unchanged(
     assert [type(module) for module in model.modules()] == kinds
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_refused_preparation_in_place_leaves_no_attribute() -> None:
+    model = Constant()
+    attributes, buffers = dict(model.__dict__), dict(model._buffers)
+    with pytest.raises(ValueError, match="no layer to block"):
+        fxdbsr.prepare(model, types=(nn.Linear,), inplace=True)
+    assert dict(model.__dict__) == attributes
+    assert dict(model._buffers) == buffers
 
 
 def test_what_is_not_a_module_or_prepared_already_is_refused() -> None:

@@ -180,6 +180,11 @@ class ScaledFunction(Blocked):
         self.block_(grid, form)
         self.function, self.arguments = function, arguments
 
+    def is_like(self, other: ScaledFunction) -> bool:
+        """True where both compute the same of the same tensors."""
+        mine, others = ((f.grid, f.form, f.function, f.arguments) for f in (self, other))
+        return mine == others
+
     def forward(self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """The function with the scaled weight."""
         scaled = self.grid.scale(weight, effective_scale(scale, mask, self.form))
@@ -221,6 +226,9 @@ def why_unscalable(layer: nn.Module) -> str | None:
     for method in ("forward", "_conv_forward"):
         if getattr(type(layer), method, None) is not getattr(kind, method, None):
             return f"{name} overrides {method}"
+    for attribute in ("scale", "mask"):
+        if hasattr(layer, attribute):
+            return f"{name} has another {attribute}"
     if "forward" in layer.__dict__:
         return "its forward is replaced on the instance"
     weight = layer._parameters.get("weight")
