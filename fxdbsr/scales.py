@@ -53,7 +53,7 @@ def penalty(model: nn.Module, weight: str = "blocks", example_inputs: Any = None
     costs = block_costs(layers, weight, example_inputs is not None)
     device = layers[0].scale.device
     terms = [
-        (layer.scale.float().abs() * (cost.to(layer.scale.device) * layer.mask)).sum().to(device)
+        (layer.scale.float().abs() * (cost.float().to(layer.scale.device) * layer.mask)).sum().to(device)
         for layer, cost in zip(layers, costs, strict=True)
     ]
     return torch.stack(terms).sum()

@@ -168,6 +168,24 @@ def test_the_proximal_step_of_other_optimizers_is_gamma_times_lr(kind: Any) -> N
         torch.testing.assert_close(scale.detach(), torch.full_like(scale, 0.95))
 
 
+def test_gamma_leaves_frozen_scales_alone() -> None:
+    model = fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)), 2)
+    model.get_submodule("0").requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Sparsifier(model, optimizer, gamma=1.0)
+    model(torch.randn(1, 4, 2, 2)).sum().backward()
+    optimizer.step()
+    frozen, trained = fxdbsr.block_scales(model).values()
+    assert bool((frozen == 1).all())
+    assert bool((trained != 1).all())
+
+
+def test_the_penalty_is_float32_so_that_a_loss_stays_so() -> None:
+    model = fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1)), 2)
+    assert fxdbsr.penalty(model, "params").dtype == torch.float32
+    assert fxdbsr.penalty(model.bfloat16()).dtype == torch.float32
+
+
 def test_gamma_makes_exact_zeros_that_finalize_masks() -> None:
     model = prepared()
     optimizer = sgd(model, lr=0.1)
