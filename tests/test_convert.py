@@ -252,6 +252,38 @@ def test_tensors_that_the_model_reads_itself_stay_as_they_were(backend: str) -> 
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+def test_a_value_overwritten_by_a_spelled_out_operator_is_not_fused() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y + x.__imul__(2)
+
+    x = torch.randn(2, 3, 4, 4)
+    prepared = fxdbsr.prepare(Model()).eval()
+    converted = fxdbsr.convert(prepared, backend="reference")
+    torch.testing.assert_close(converted(x.clone()), prepared(x.clone()))
+
+
+def test_an_ordinary_model_that_traces_in_eval_mode_alone_converts() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and x.sum() > 0:
+                return x
+            y: Tensor = self.conv(x)
+            return y
+
+    model, x = Model(), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(fxdbsr.convert(model, block_size=4)(x), model.eval()(x))
+
+
 class Lenet(nn.Module):
     """Flattens by a view, as a classifier of the tutorials does."""
 
