@@ -78,6 +78,8 @@ def prepare(
         config = BlockConfig(as_block_size(block_size), form=as_form(form))
     elif not isinstance(config, BlockConfig):
         raise TypeError(f"config: expected a BlockConfig, got {type(config).__name__}")
+    if concrete_args is not None and not isinstance(concrete_args, dict):
+        raise TypeError(f"concrete_args: expected a dict of the forward's arguments, got {concrete_args!r}")
     selection = Selection(config, filter_fn, CONV_TYPES if types is None else types)
     with unchanged_on_error(model) if inplace else nullcontext():
         return _prepared(model if inplace else _copied(model), selection, concrete_args)
@@ -153,7 +155,8 @@ def convert(
     error for finite inputs; NaN and infinity do not pass through blocks that were dropped.
 
     Args:
-        model: prepared by `prepare`, or an ordinary model whose weights hold blocks of zeros.
+        model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
+            of zeros.
         example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
@@ -193,9 +196,10 @@ def convert(
         check_available(backend, weight.dtype, weight.device)
         source.eval()
         traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
-        assert isinstance(traced, fx.GraphModule)
+        if not isinstance(traced, fx.GraphModule):  # only parts of it were prepared
+            traced = trace_eval(source)
         run(CONVERT, traced, lowering)
-        converted = fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
+        converted = fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
         share_hooks(source, converted)
         return converted
 

@@ -97,6 +97,7 @@ class TracedModule(fx.GraphModule):
         for part in (*_STATE, *_HOOKS):
             new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
         new.training = self.training
+        type(new).__name__ = type(self).__name__
         return new
 
     def __reduce__(self) -> Any:
@@ -131,7 +132,7 @@ class TwoGraphModule(nn.Module):
         """As the traced model in the present mode."""
         part = self.graph_module(self.training)
         part.training = self.training
-        return part(*args, **kwargs)
+        return part.forward(*args, **kwargs)  # not a call: an outer trace knows no module of this name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
