@@ -13,7 +13,17 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
-from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace, unchanged_on_error, unwrap
+from fxdbsr.graph import (
+    TracedModule,
+    TwoGraphModule,
+    called_module,
+    graph_modules,
+    share_hooks,
+    trace,
+    trace_eval,
+    unchanged_on_error,
+    unwrap,
+)
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
 from fxdbsr.passes import CONVERT, PREPARE, TO_DENSE, run
@@ -40,7 +50,8 @@ def prepare(
     of blocks of its weight (`fxdbsr.blocks`); every other parameter and buffer keeps its name and value.
 
     Args:
-        model: any module that `torch.fx` can trace.
+        model: any module that `torch.fx` can trace; wrappers of torch.compile and DistributedDataParallel are
+            taken off.
         block_size: (out, in) channels of a block, or one int for both; None stands for the whole axis:
             (1, None) is filter sparsity, (None, 1) channel sparsity.
         config: block sizes by layer; takes the place of `block_size` and `form`.
@@ -60,21 +71,27 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
     if any(isinstance(module, Blocked) for module in model.modules()):
         raise ValueError("model: expected a model without block scales, got one that is prepared already")
     if config is None:
         config = BlockConfig(as_block_size(block_size), form=as_form(form))
     elif not isinstance(config, BlockConfig):
         raise TypeError(f"config: expected a BlockConfig, got {type(config).__name__}")
-    selection = Selection(config, filter_fn, CONV_TYPES if types is None else tuple(types))
+    if concrete_args is not None and not isinstance(concrete_args, dict):
+        raise TypeError(f"concrete_args: expected a dict of the forward's arguments, got {concrete_args!r}")
+    selection = Selection(config, filter_fn, CONV_TYPES if types is None else types)
     with unchanged_on_error(model) if inplace else nullcontext():
         return _prepared(model if inplace else _copied(model), selection, concrete_args)
 
 
 def _prepared(
-    model: nn.Module, selection: Selection, concrete_args: dict[str, Any] | None
+    model: nn.Module,
+    selection: Selection,
+    concrete_args: dict[str, Any] | None,
+    tracer: Callable[..., TracedModule | TwoGraphModule] = trace,
 ) -> TracedModule | TwoGraphModule:
-    traced = trace(model, concrete_args)
+    traced = tracer(model, concrete_args)
     _check_names(traced, selection.config)
     parts = [graph_module for _, graph_module in graph_modules(traced)]
     for part in parts:
@@ -138,7 +155,8 @@ def convert(
     error for finite inputs; NaN and infinity do not pass through blocks that were dropped.
 
     Args:
-        model: prepared by `prepare`, or an ordinary model whose weights hold blocks of zeros.
+        model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
+            of zeros.
         example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
@@ -173,14 +191,17 @@ def convert(
     with unchanged_on_error(model) if inplace else nullcontext():
         source = model if inplace else _copied(model)
         if not is_prepared:
-            source = prepare(source, block_size, inplace=True)
+            source = _prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
         weight = next(p for p in source.parameters() if p.is_floating_point())
         check_available(backend, weight.dtype, weight.device)
         source.eval()
         traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
-        assert isinstance(traced, fx.GraphModule)
+        if not isinstance(traced, fx.GraphModule):  # only parts of it were prepared
+            traced = trace_eval(source)
         run(CONVERT, traced, lowering)
-        return fx.GraphModule(traced, traced.graph, type(model).__name__).eval()
+        converted = fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+        share_hooks(source, converted)
+        return converted
 
 
 def to_dense(model: nn.Module) -> fx.GraphModule:

@@ -18,6 +18,16 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 
 class Tracer(fx.Tracer):
@@ -84,14 +94,15 @@ class TracedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
         assert isinstance(new, TracedModule)
-        for part in _STATE:
+        for part in (*_STATE, *_HOOKS):
             new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
         new.training = self.training
+        type(new).__name__ = type(self).__name__
         return new
 
     def __reduce__(self) -> Any:
         rebuild, arguments = super().__reduce__()[:2]
-        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in _STATE}, self.training)
+        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in (*_STATE, *_HOOKS)}, self.training)
 
 
 def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
@@ -121,7 +132,7 @@ class TwoGraphModule(nn.Module):
         """As the traced model in the present mode."""
         part = self.graph_module(self.training)
         part.training = self.training
-        return part(*args, **kwargs)
+        return part.forward(*args, **kwargs)  # not a call: an outer trace knows no module of this name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -134,6 +145,12 @@ def _share_state(root: nn.Module, other: nn.Module) -> None:
         other.__dict__[part] = root.__dict__[part]
 
 
+def share_hooks(root: nn.Module, other: nn.Module) -> None:
+    """Let a call of `other` run what is hooked to a call of `root`, which no trace holds."""
+    for part in _HOOKS:
+        other.__dict__[part] = root.__dict__[part]
+
+
 def trace(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> TracedModule | TwoGraphModule:
     """Trace `root` in training and in eval mode; the result shares its state and keeps its mode.
 
@@ -141,9 +158,10 @@ def trace(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> Trace
         ValueError: `torch.fx` cannot trace it; the message names the mode and the cause.
     """
     training, evaluation = (_trace(root, mode, concrete_args) for mode in (True, False))
-    if _code(training) == _code(evaluation):
-        return TracedModule(root, evaluation)
-    return TwoGraphModule(root, training, evaluation)
+    same = _code(training) == _code(evaluation)
+    traced = TracedModule(root, evaluation) if same else TwoGraphModule(root, training, evaluation)
+    share_hooks(root, traced)
+    return traced
 
 
 def trace_eval(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> TracedModule:
@@ -152,7 +170,9 @@ def trace_eval(root: nn.Module, concrete_args: dict[str, Any] | None = None) -> 
     Raises:
         ValueError: `torch.fx` cannot trace it; the message names the cause.
     """
-    return TracedModule(root, _trace(root, False, concrete_args))
+    traced = TracedModule(root, _trace(root, False, concrete_args))
+    share_hooks(root, traced)
+    return traced
 
 
 def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None) -> fx.Graph:
@@ -242,7 +262,9 @@ def writes_in_place(node: fx.Node) -> bool:
         return bool(getattr(module, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
-        return (name.startswith("i") and hasattr(operator, name[1:])) or name == "setitem"
+        return (name.startswith("i") and hasattr(operator, f"__{name[1:]}__")) or name == "setitem"
+    if name == "__setitem__" or (name.startswith("__i") and hasattr(operator, f"__{name[3:]}")):
+        return True
     inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
     return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
 

@@ -54,8 +54,10 @@ def blocked_layers(model: nn.Module) -> list[BlockedLayer]:
     """Every blocked weight of `model` (also inside DDP and torch.compile), in the order of its modules.
 
     Raises:
-        ValueError: `model` has none: it was not prepared.
+        ValueError: `model` has none: it was not prepared. TypeError: it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     root = unwrap(model)
     found: dict[int, BlockedLayer] = {}
 

@@ -53,7 +53,7 @@ def penalty(model: nn.Module, weight: str = "blocks", example_inputs: Any = None
     costs = block_costs(layers, weight, example_inputs is not None)
     device = layers[0].scale.device
     terms = [
-        (layer.scale.float().abs() * (cost.to(layer.scale.device) * layer.mask)).sum().to(device)
+        (layer.scale.float().abs() * (cost.float().to(layer.scale.device) * layer.mask)).sum().to(device)
         for layer, cost in zip(layers, costs, strict=True)
     ]
     return torch.stack(terms).sum()
@@ -70,8 +70,10 @@ def param_groups(model: nn.Module, weight_decay: float, **defaults: Any) -> list
         defaults: further options of all groups, like `lr`.
 
     Raises:
-        ValueError: a negative or NaN `weight_decay`, no trainable parameter.
+        ValueError: a negative or NaN `weight_decay`, no trainable parameter. TypeError: one that is no number.
     """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float):
+        raise TypeError(f"weight_decay: expected a number, got {weight_decay!r}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay: expected a number that is not negative, got {weight_decay!r}")
     if "params" in defaults:
@@ -143,14 +145,23 @@ def positions_of(layer: BlockedLayer, may_be_none: bool = False) -> int:
 
 
 def record_positions(model: nn.Module, layers: Sequence[BlockedLayer], example_inputs: Any) -> None:
-    """Let every layer record its positions anew from one forward of `example_inputs` in eval mode."""
+    """Let every layer record its positions anew from one forward of `example_inputs` in eval mode.
+
+    Raises:
+        ValueError: the forward fails; the positions are then as before.
+    """
     root = unwrap(model)
     inputs = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    for layer in layers:
-        for user in layer.users:
-            user.positions.clear()
-    with evaluation(root), torch.no_grad():
-        root(*inputs)
+    before = [(user, user.positions) for layer in layers for user in layer.users]
+    for user, _ in before:
+        user.positions = []
+    try:
+        with evaluation(root), torch.no_grad():
+            root(*inputs)
+    except Exception as error:
+        for user, positions in before:
+            user.positions = positions
+        raise ValueError(f"example_inputs: the forward of {type(root).__name__} fails on them: {error}") from error
 
 
 @contextmanager

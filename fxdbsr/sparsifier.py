@@ -173,7 +173,7 @@ class Sparsifier:
         """The proximal step, with the learning rate and momentum of each scale's own group."""
         groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         for layer in self.layers:
-            if id(layer.scale) in groups:
+            if id(layer.scale) in groups and layer.scale.requires_grad:
                 layer.scale.sub_(self._travel(groups[id(layer.scale)])).clamp_(0, 1)
         if self.step % self.interval == 0:
             self._check_finite()

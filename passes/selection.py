@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -24,7 +24,7 @@ class Selection:
         types: classes of layers to consider.
 
     Raises:
-        TypeError: `types` holds a class that is neither a conv nor a linear layer.
+        TypeError: `types` holds anything but conv classes and nn.Linear; `filter_fn` cannot be called.
     """
 
     config: BlockConfig
@@ -32,6 +32,11 @@ class Selection:
     types: Sequence[type[nn.Module]] = field(default=CONV_TYPES)
 
     def __post_init__(self) -> None:
+        if self.filter_fn is not None and not callable(self.filter_fn):
+            raise TypeError(f"filter_fn: expected a function of (module, name), got {self.filter_fn!r}")
+        if not isinstance(self.types, Iterable):
+            raise TypeError(f"types: expected a list of conv classes or nn.Linear, got {self.types!r}")
+        object.__setattr__(self, "types", tuple(self.types))
         for kind in self.types:
             if not isinstance(kind, type) or not issubclass(kind, tuple(SCALED)):
                 raise TypeError(f"types: expected conv classes or nn.Linear, got {kind!r}")

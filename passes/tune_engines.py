@@ -22,7 +22,11 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, tor
 
 
 def tune_engines(model: fx.GraphModule, lowering: Lowering) -> None:
-    """Measure the engines of every packed conv and take the fastest, where tuning was asked for."""
+    """Measure the engines of every packed conv and take the fastest, where tuning was asked for.
+
+    Raises:
+        ValueError: the model's forward fails on the example inputs.
+    """
     if not lowering.tune:
         return
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), PackedConv)}
@@ -34,6 +38,8 @@ def tune_engines(model: fx.GraphModule, lowering: Lowering) -> None:
     try:
         with torch.inference_mode():
             model(*lowering.example_inputs)
+    except Exception as error:
+        raise ValueError(f"example_inputs: the model's forward fails on them: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()

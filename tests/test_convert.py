@@ -266,6 +266,38 @@ def test_tensors_that_the_model_reads_itself_stay_as_they_were(backend: str) -> 
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+def test_a_value_overwritten_by_a_spelled_out_operator_is_not_fused() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y + x.__imul__(2)
+
+    x = torch.randn(2, 3, 4, 4)
+    prepared = fxdbsr.prepare(Model()).eval()
+    converted = fxdbsr.convert(prepared, backend="reference")
+    torch.testing.assert_close(converted(x.clone()), prepared(x.clone()))
+
+
+def test_an_ordinary_model_that_traces_in_eval_mode_alone_converts() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and x.sum() > 0:
+                return x
+            y: Tensor = self.conv(x)
+            return y
+
+    model, x = Model(), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(fxdbsr.convert(model, block_size=4)(x), model.eval()(x))
+
+
 class Lenet(nn.Module):
     """Flattens by a view, as a classifier of the tutorials does."""
 
@@ -441,6 +473,12 @@ def test_a_backend_that_cannot_run_raises() -> None:
         fxdbsr.convert(prepared, backend="triton")
 
 
+def test_example_inputs_that_fail_are_named() -> None:
+    prepared = fxdbsr.prepare(nn.Sequential(nn.Conv2d(3, 8, 3)), 4)
+    with pytest.raises(ValueError, match="tune_engines: example_inputs: the model's forward fails on them"):
+        fxdbsr.convert(prepared, tune=True, example_inputs=torch.randn(1, 4, 6, 6))
+
+
 class Moody(nn.Module):
     """Needs two graphs."""
 
@@ -477,3 +515,16 @@ def test_a_refused_conversion_in_place_changes_nothing(
     assert [(type(module), module.training) for module in model.modules()] == kinds
     torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(model(x), expected)
+
+
+def test_a_converted_model_has_the_name_of_its_class() -> None:
+    assert type(fxdbsr.convert(fxdbsr.prepare(Moody(), 4))).__name__ == "Moody"
+
+
+def test_a_model_of_which_a_part_was_prepared_converts_as_a_whole() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    model = nn.Sequential(nn.Sequential(fxdbsr.prepare(Moody(), 4)), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    fxdbsr.block_prune_(model, 0.5)
+    converted = fxdbsr.convert(model, backend="reference")
+    torch.testing.assert_close(converted(x), model(x))
+    assert isinstance(converted.get_submodule("0.0.conv"), PackedConv)

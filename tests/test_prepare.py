@@ -276,6 +276,28 @@ def test_hooks_of_a_conv_still_run() -> None:
     torch.testing.assert_close(fxdbsr.convert(prepared, backend="reference")(x), model(x))
 
 
+def triple(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 3 * output
+
+
+@pytest.mark.parametrize("model_type", [Constant, Branchy])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_hooks_of_the_model_itself_still_run(model_type: type[nn.Module], clone: Any) -> None:
+    model, x = model_type().eval(), torch.randn(1, 3, 4, 4)
+    model.register_forward_hook(triple)
+    prepared = fxdbsr.prepare(model)
+    assert torch.equal(prepared(x), model(x))
+    assert torch.equal(clone(prepared)(x), model(x))
+    torch.testing.assert_close(fxdbsr.convert(prepared, backend="reference")(x), model(x))
+
+
+def test_a_compiled_model_is_prepared_without_its_wrapper() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1)), torch.randn(1, 3, 4, 4)
+    prepared = fxdbsr.prepare(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+    assert list(prepared.state_dict()) == ["0.weight", "0.bias", "0.scale", "0.mask"]
+    assert torch.equal(prepared(x), model(x))
+
+
 def test_filters_types_and_configuration_choose_the_layers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 4))
 
@@ -322,6 +344,8 @@ def integer_conv() -> nn.Module:
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"block_size": 4.0}, TypeError, "block_size: expected"),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"form": "x"}, ValueError, "form: expected"),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"types": (nn.ReLU,)}, TypeError, "types: expected conv"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), {"types": nn.Conv2d}, TypeError, "types: expected a list"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), {"filter_fn": "0"}, TypeError, "filter_fn: expected a function"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 1)),
             {"config": fxdbsr.BlockConfig(4, by_name={"00": 4})},

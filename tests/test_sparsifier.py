@@ -168,6 +168,44 @@ def test_the_proximal_step_of_other_optimizers_is_gamma_times_lr(kind: Any) -> N
         torch.testing.assert_close(scale.detach(), torch.full_like(scale, 0.95))
 
 
+def test_example_inputs_that_fail_are_named_and_leave_the_positions() -> None:
+    model = fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1)), 2)
+    model(torch.randn(1, 4, 2, 3))
+    with pytest.raises(ValueError, match="example_inputs: the forward of Sequential fails on them: "):
+        fxdbsr.penalty(model, "macs", torch.randn(1, 3, 2, 2))
+    assert fxdbsr.penalty(model, "macs").item() == 4 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fxdbsr.block_scales(None), "model: expected an nn.Module, got NoneType"),  # type: ignore[arg-type]
+        (lambda: fxdbsr.param_groups(nn.Conv2d(3, 3, 1), "a"), "weight_decay: expected a number"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_gamma_leaves_frozen_scales_alone() -> None:
+    model = fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)), 2)
+    model.get_submodule("0").requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Sparsifier(model, optimizer, gamma=2.0)
+    model(torch.zeros(1, 4, 2, 2)).sum().backward()
+    optimizer.step()
+    frozen, trained = fxdbsr.block_scales(model).values()
+    assert bool((frozen == 1).all())
+    assert bool((trained < 1).all())
+
+
+def test_the_penalty_is_float32_so_that_a_loss_stays_so() -> None:
+    model = fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1)), 2)
+    assert fxdbsr.penalty(model, "params").dtype == torch.float32
+    assert fxdbsr.penalty(model.bfloat16()).dtype == torch.float32
+
+
 def test_gamma_makes_exact_zeros_that_finalize_masks() -> None:
     model = prepared()
     optimizer = sgd(model, lr=0.1)
