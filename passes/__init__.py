@@ -17,6 +17,7 @@ from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
 from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
 from fxdbsr.passes.tune_engines import tune_engines
@@ -24,7 +25,7 @@ from fxdbsr.passes.tune_engines import tune_engines
 Options = TypeVar("Options")
 
 PREPARE = (scale_layers, scale_functions)
-CONVERT = (fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
+CONVERT = (fold_scales, fold_batchnorms, remove_dead_channels, pack_convs, fuse_epilogues, tune_engines)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:
