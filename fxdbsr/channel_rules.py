@@ -187,7 +187,7 @@ def view(node: fx.Node, args: list[Any], ties: Ties) -> Any:
     sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], Sequence) else node.args[1:]
     if not isinstance(args[0], Value) or len(sizes) != 2 or sizes[1] != -1 or node.kwargs:
         return None
-    return _flattened(args[0]) if _is_batch(sizes[0], node.args[0]) else None
+    return _flattened(args[0]) if is_size(sizes[0], node.args[0], 0) else None
 
 
 def _flattened(x: Value) -> Value | None:
@@ -196,21 +196,26 @@ def _flattened(x: Value) -> Value | None:
     return replace(x, rank=2, flat=x.flat or x.rank > 2)
 
 
-def _is_batch(size: Any, tensor: Any) -> bool:
-    """True where the node `size` is `tensor.size(0)` or `tensor.shape[0]`."""
-    if not isinstance(size, fx.Node):
+def is_size(size: Any, tensor: Any, axis: int) -> bool:
+    """True where the node `size` is `tensor.size(axis)` or `tensor.shape[axis]`."""
+    if not isinstance(size, fx.Node) or len(size.args) != 2 or not _equal(size.args[1], axis):
         return False
-    if size.target == "size":
-        return size.args == (tensor, 0)
-    source = size.args[0] if size.target is operator.getitem and size.args[1] == 0 else None
-    return isinstance(source, fx.Node) and source.args[0] is tensor and is_shape(source)
+    source = size.args[0]
+    if size.op == "call_method" and size.target == "size":
+        return source is tensor
+    whole = size.target is operator.getitem and isinstance(source, fx.Node) and is_shape(source)
+    return whole and source.args[0] is tensor  # type: ignore[union-attr]
+
+
+def _equal(index: Any, axis: int) -> bool:
+    return isinstance(index, int) and index == axis
 
 
 def is_shape(node: fx.Node) -> bool:
     """True where `node` is `x.shape` or `x.size()`."""
     if node.target is getattr:
-        return node.args[1] == "shape"
-    return node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
+        return len(node.args) == 2 and node.args[1] == "shape"
+    return node.op == "call_method" and node.target == "size" and (len(node.args), len(node.kwargs)) == (1, 0)
 
 
 def cat(node: fx.Node, args: list[Any], ties: Ties) -> Any:
@@ -235,7 +240,7 @@ def chunk(node: fx.Node, args: list[Any], ties: Ties) -> Any:
     if not whole:
         return None
     cut = torch.chunk if _name(node) == "chunk" else torch.split
-    return [x.take(index) for index in cut(torch.arange(len(x.labels)), sizes)]  # type: ignore[operator]
+    return [x.take(index) for index in cut(torch.arange(len(x.labels)), sizes)]
 
 
 def _name(node: fx.Node) -> str:
@@ -245,12 +250,6 @@ def _name(node: fx.Node) -> str:
 def item(node: fx.Node, args: list[Any], ties: Ties) -> Any:
     """One value of a list."""
     return args[0][args[1]] if isinstance(args[0], list) and isinstance(args[1], int) else None
-
-
-def permuted(node: fx.Node, args: list[Any], ties: Ties) -> Any:
-    """index_select(x, 1, a buffer): what `fxdbsr.shuffles` makes of a channel shuffle."""
-    index = node.meta.get("channel_order")
-    return None if index is None or not isinstance(args[0], Value) else args[0].take(index)
 
 
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -285,7 +284,6 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat),
     **dict.fromkeys((torch.chunk, torch.split, "chunk", "split"), chunk),
     operator.getitem: item,
-    torch.index_select: permuted,
 }
 for _axes, _max, _average, _adaptive in (
     (1, (nn.MaxPool1d, F.max_pool1d), (nn.AvgPool1d, F.avg_pool1d), (nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d)),

@@ -22,6 +22,7 @@ from fxdbsr.channel_rules import ALIASES, UNKNOWN, Ties, Value, is_shape, rule_o
 from fxdbsr.graph import called_module, writes_in_place
 from fxdbsr.nn.scaled import ScaledLayer, plain_type, why_unscalable
 from fxdbsr.nn.shrink import from_constants, ignores_border, norm_constant, out_in, whole_grid
+from fxdbsr.shuffles import shuffle
 
 NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -34,6 +35,7 @@ class Link:
         layer: the conv or linear layer.
         input: the value that it reads, one label for each of its input channels; None where not known.
         output: labels of its output channels.
+        constant: `[O]` float64, what they hold, NaN where not known.
         reads: `[O, I]` bool, the weights that are not zero, but for constants that the bias can absorb; None
             where channels go in whole groups, which ties say.
     """
@@ -41,6 +43,7 @@ class Link:
     layer: nn.Module
     input: Value | None
     output: Tensor
+    constant: Tensor
     reads: Tensor | None
 
 
@@ -58,7 +61,7 @@ class Flow:
     model: fx.GraphModule
     values: dict[fx.Node, Any] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
-    norms: dict[nn.Module, Tensor] = field(default_factory=dict)
+    norms: dict[Any, Tensor] = field(default_factory=dict)
     pinned: list[tuple[Tensor, str]] = field(default_factory=list)
     ties: Ties = field(default_factory=lambda: Ties([]))
     size: int = 0
@@ -87,14 +90,22 @@ class Flow:
         if module is not None and why is None and is_layer(module):
             return self._layer(module, args[0])
         if module is not None and why is None and is_norm(module, args[0]):
-            return self._norm(module, args[0])
+            return self._norm(module, args[0])  # type: ignore[arg-type]
         rule = None if why else rule_of(node)
+        if node.target is shuffle and isinstance(args[0], Value):
+            return self._shuffled(args[0], args[1])
         value = None if rule is None else rule(node, args, self.ties)
         if value is None:
             what = "the model's output" if node.op == "output" else f"{node} ({why or 'no rule for it'})"
             for source in node.all_input_nodes:
                 self.pin(self.values.get(source), f"{what} reads them")
         return value
+
+    def _shuffled(self, x: Value, groups: int) -> Value | None:
+        if x.axis == 1 and not x.flat and len(x.labels) % groups == 0:
+            return x.take(shuffle(torch.arange(len(x.labels))[None], groups)[0])
+        self.pin(x, f"a shuffle in {groups} groups reads them")
+        return None
 
     def pin(self, value: Any, why: str) -> None:
         """Keep every channel of `value`."""
@@ -139,7 +150,7 @@ class Flow:
             self.pinned.append((labels, "the channels of a grouped conv's input are not known"))
         else:
             self._tie_groups(known.labels, labels, sizes.groups)
-        self.links.append(Link(layer, known, labels, reads))
+        self.links.append(Link(layer, known, labels, constant, reads))
         taps = weight.dim() - 2
         rank = taps + 2 if taps else (x.rank if isinstance(x, Value) else None)
         return Value(labels, constant, 1 if taps or rank == 2 else -1, rank)

@@ -1,11 +1,13 @@
 """scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
 
+Packed convs give channels-last tensors, which not every `view` can take: views become reshapes.
 What no engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
 the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 
 from fxdbsr.graph import called_module
@@ -16,6 +18,13 @@ from fxdbsr.passes.lowering import Lowering
 
 def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
     """Replace every scaled layer by a packed conv, or by the torch layer where it cannot be packed."""
+    for node in model.graph.nodes:
+        if (
+            node.op == "call_method"
+            and node.target == "view"
+            and not any(isinstance(a, torch.dtype) for a in node.args)
+        ):
+            node.target = "reshape"
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
     for name, layer in layers.items():
         if why_unpacked(layer) is None:
@@ -27,7 +36,7 @@ def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
 def packed(layer: ScaledLayer, backend: str) -> PackedConv:
     """The packed conv with `layer`'s weight, whose scales must be folded."""
     padding, pad = split_padding(layer)
-    return PackedConv(
+    conv = PackedConv(
         layer.weight,
         layer.bias,  # type: ignore[arg-type]
         layer.grid,
@@ -36,7 +45,10 @@ def packed(layer: ScaledLayer, backend: str) -> PackedConv:
         layer.dilation,  # type: ignore[arg-type]
         pad,
         backend,
-    ).eval()
+    )
+    conv.dense_grid = getattr(layer, "dense_grid", layer.grid)
+    conv.kept_channels = getattr(layer, "kept_channels", "")
+    return conv.eval()
 
 
 def split_padding(conv: nn.Module) -> tuple[tuple[int, ...], tuple[tuple[int, ...], str] | None]:

@@ -8,17 +8,22 @@ reads all its channels says so in the layer's `kept_channels`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
+from fxdbsr.channel_rules import Value
 from fxdbsr.channels import Flow, Link
 from fxdbsr.nn.scaled import ScaledLayer
 from fxdbsr.nn.shrink import Cut, cut_grid, cut_layer_, cut_norm_, cut_weight, from_constants, kept_weights, out_in
 from fxdbsr.passes.lowering import Lowering
+from fxdbsr.shuffles import name_shuffles
 
 
 def remove_dead_channels(model: fx.GraphModule, lowering: Lowering) -> None:
     """Remove every channel that no output depends on, or on whose constant only biases depend."""
+    shuffles = [(node, view, node.args[0]) for node, view in name_shuffles(model.graph).items()]
     flow = Flow(model)
     need = flow.needed()
     links = {id(link.layer): link for link in reversed(flow.links)}
@@ -33,6 +38,9 @@ def remove_dead_channels(model: fx.GraphModule, lowering: Lowering) -> None:
         cut = cut_of(link, flow, need)
         if cut is not None:
             cut_layer_(link.layer, cut)
+        layer_says(link, flow, need)
+    for node, view, source in shuffles:
+        cut_shuffle(node, view, (flow.values.get(source), flow.values.get(node)), flow, need)  # type: ignore[arg-type]
     for norm, labels in flow.norms.items():
         if len(keep := flow.keeps(need, labels)) < len(labels):
             cut_norm_(norm, keep)
@@ -86,3 +94,38 @@ def cut_split(node: fx.Node, sizes: list[int], axis: int) -> None:
         new = node.graph.call_function(torch.split, (node.args[0], sizes, axis))
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
+
+
+def cut_shuffle(node: fx.Node, view: fx.Node, values: tuple[Any, Any], flow: Flow, need: Tensor) -> None:
+    """Let `node`, a named shuffle between `values`, pick what stays; the view again where all of it does."""
+    before, after = values
+    if not isinstance(before, Value) or not isinstance(after, Value) or need[flow.root[after.labels]].all():
+        node.replace_all_uses_with(view)
+        node.graph.erase_node(node)
+        return
+    places = torch.arange(len(before.labels))
+    order = node.target(places[None], node.args[1])[0]  # type: ignore[operator]
+    places[flow.keeps(need, before.labels)] = torch.arange(len(flow.keeps(need, before.labels)))
+    name = f"{node.name}_order"
+    model = flow.model
+    device = next(model.parameters()).device
+    model.register_buffer(name, places[order[flow.keeps(need, after.labels)]].to(device), persistent=False)
+    with node.graph.inserting_before(node):
+        index = node.graph.get_attr(name)
+        new = node.graph.call_function(torch.index_select, (node.args[0], 1, index))
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def layer_says(link: Link, flow: Flow, need: Tensor) -> None:
+    """Note at the layer of `link` why constant channels of its output are computed still."""
+    roots = flow.root[link.output[~link.constant.isnan()]]
+    roots = roots[need[roots]]
+    if not len(roots):
+        return
+    why = "a conv that reads them pads with zeros, or channels that they are tied to are needed"
+    for labels, reason in flow.pinned:
+        if torch.isin(roots, flow.root[labels]).any():
+            why = reason
+            break
+    link.layer.kept_channels = f"{len(roots)} constant channels stay: {why}"  # type: ignore[assignment]

@@ -31,6 +31,10 @@ class PackedConv(nn.Module):
         padding: zeros on both sides of each axis.
         pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
         backend: which engine to take, see `fxdbsr.convert`.
+
+    Attributes:
+        dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        kept_channels: why dead channels of the output are computed still, as a sentence, or "".
     """
 
     is_leaf_in_trace = True
@@ -52,6 +56,7 @@ class PackedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.pad, self.backend = grid, pad, backend
+        self.dense_grid, self.kept_channels = grid, ""
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01

@@ -34,7 +34,7 @@ class Cut:
 
 def whole_grid(layer: nn.Module) -> BlockGrid:
     """The layer's weight as one block a group."""
-    shape = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
     groups, transposed = getattr(layer, "groups", 1), getattr(layer, "transposed", False)
     return BlockGrid.of(shape, (None, None), groups, transposed)
 
@@ -107,7 +107,7 @@ def cut_layer_(layer: nn.Module, cut: Cut) -> None:
     grid = layer.grid if isinstance(layer, ScaledLayer) else whole
     new = cut_grid(layer, grid, cut)
     weight = new.from_out_in(cut_weight(layer, cut)).contiguous()
-    bias = None if layer.bias is None else layer.bias.detach().double()  # type: ignore[union-attr, operator]
+    bias = None if layer.bias is None else layer.bias.detach().double()  # type: ignore[operator]
     if cut.absorbed is not None and cut.absorbed.any():
         extra = cut.absorbed.to(old.device)
         bias = extra if bias is None else bias + extra
