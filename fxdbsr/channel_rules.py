@@ -214,8 +214,8 @@ def _equal(index: Any, axis: int) -> bool:
 def is_shape(node: fx.Node) -> bool:
     """True where `node` is `x.shape` or `x.size()`."""
     if node.target is getattr:
-        return len(node.args) == 2 and node.args[1] == "shape"
-    return node.op == "call_method" and node.target == "size" and (len(node.args), len(node.kwargs)) == (1, 0)
+        return len(node.args) == 2 and isinstance(node.args[1], str) and node.args[1] == "shape"
+    return node.op == "call_method" and node.target == "size" and len(node.args) == 1 and not node.kwargs
 
 
 def cat(node: fx.Node, args: list[Any], ties: Ties) -> Any:

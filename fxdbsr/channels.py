@@ -91,6 +91,8 @@ class Flow:
             return self._layer(module, args[0])
         if module is not None and why is None and is_norm(module, args[0]):
             return self._norm(module, args[0])  # type: ignore[arg-type]
+        if type(module) in NORMS:
+            self._share(self._inputs, module, None)  # type: ignore[arg-type]
         rule = None if why else rule_of(node)
         if node.target is shuffle and isinstance(args[0], Value):
             return self._shuffled(args[0], args[1])
@@ -132,14 +134,13 @@ class Flow:
             self._outputs[id(layer)] = torch.arange(self.size, self.size + sizes.out_channels)
             self.size += sizes.out_channels
         labels = self._outputs[id(layer)]
-        nonzero = weight.detach().ne(0).flatten(2).any(2).cpu() if weight.dim() > 2 else weight.detach().ne(0).cpu()
-        constant = torch.full((sizes.out_channels,), UNKNOWN, dtype=torch.float64)
-        held = constant.new_full((sizes.in_channels,), UNKNOWN) if known is None else known.constant
+        nonzero = (weight.ne(0).flatten(2).any(2) if weight.dim() > 2 else weight.ne(0)).cpu()
+        held = torch.full((sizes.in_channels,), UNKNOWN, dtype=torch.float64) if known is None else known.constant
         if not ignores_border(layer):
             held = held.where(held == 0, UNKNOWN)
-        per_output = held.view(sizes.groups, 1, -1).expand(-1, sizes.out_channels // sizes.groups, -1).flatten(0, 1)
-        still = (~nonzero | ~per_output.isnan()).all(1)
-        constant[still] = from_constants(layer, per_output.nan_to_num())[still]
+        by_group = held.view(sizes.groups, -1)
+        moving = (nonzero.unflatten(0, (sizes.groups, -1)) & by_group.isnan()[:, None]).any(2).flatten()
+        constant = from_constants(layer, by_group.nan_to_num()).masked_fill(moving, UNKNOWN)
         if isinstance(layer.bias, Tensor):
             constant += layer.bias.detach().double().cpu()
         reads = None

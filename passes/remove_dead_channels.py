@@ -35,7 +35,7 @@ def remove_dead_channels(model: fx.GraphModule, lowering: Lowering) -> None:
             if sizes != [len(part.labels) for part in value]:
                 cut_split(node, sizes, value[0].axis)
     for link in links.values():
-        cut = cut_of(link, flow, need)
+        cut = cut_of(link, flow, need, absorb=True)
         if cut is not None:
             cut_layer_(link.layer, cut)
         layer_says(link, flow, need)
@@ -46,8 +46,8 @@ def remove_dead_channels(model: fx.GraphModule, lowering: Lowering) -> None:
             cut_norm_(norm, keep)
 
 
-def cut_of(link: Link, flow: Flow, need: Tensor) -> Cut | None:
-    """What stays of the layer of `link`, or None where all of it does."""
+def cut_of(link: Link, flow: Flow, need: Tensor, absorb: bool) -> Cut | None:
+    """What stays of the layer of `link`, or None where all of it does; `absorb`: with the constants that go."""
     weight = out_in(link.layer)
     groups = getattr(link.layer, "groups", 1)
     outputs = flow.keeps(need, link.output)
@@ -55,9 +55,9 @@ def cut_of(link: Link, flow: Flow, need: Tensor) -> Cut | None:
     absorbed = None
     if link.input is not None:
         inputs = flow.keeps(need, link.input.labels)
-        if groups == 1:
+        if groups == 1 and absorb:
             held = link.input.constant.nan_to_num().index_fill(0, inputs, 0.0)
-            absorbed = from_constants(link.layer, held.expand(weight.shape[0], -1))
+            absorbed = from_constants(link.layer, held[None])
     if len(outputs) == weight.shape[0] and len(inputs) == weight.shape[1] * groups:
         return None
     kept_groups = 1 if groups == 1 else groups * len(outputs) // weight.shape[0]
@@ -70,7 +70,7 @@ def keep_whole_blocks(link: Link, flow: Flow, need: Tensor) -> bool:
     Marks those channels in `need`; False where there are none to mark.
     """
     layer = link.layer
-    cut = cut_of(link, flow, need) if isinstance(layer, ScaledLayer) else None
+    cut = cut_of(link, flow, need, absorb=False) if isinstance(layer, ScaledLayer) else None
     if cut is None or not isinstance(layer, ScaledLayer):
         return False
     after = kept_weights(cut_grid(layer, layer.grid, cut), cut_weight(layer, cut))

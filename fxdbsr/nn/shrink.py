@@ -59,14 +59,14 @@ def _all_zero(padding: object) -> bool:
 
 
 def from_constants(layer: nn.Module, held: Tensor) -> Tensor:
-    """`[O]` float64: what inputs that hold `held [O, I/groups]` everywhere add to the outputs, without bias."""
+    """`[O]` float64: what inputs that hold `held [groups, I/groups]` everywhere add to the outputs, without bias."""
+    weight = out_in(layer).unflatten(0, (held.shape[0], -1))
     columns = held.ne(0).any(0).nonzero().flatten()
     if not len(columns):
-        return held.new_zeros(held.shape[0])
-    weight = out_in(layer)
-    weight = weight[:, columns.to(weight.device)].double().cpu()
-    sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    return (sums * held[:, columns]).sum(1)
+        return held.new_zeros(weight.shape[0] * weight.shape[1])
+    weight = weight[:, :, columns.to(weight.device)]
+    sums = weight.flatten(3).sum(3, dtype=torch.float64) if weight.dim() > 3 else weight.double()
+    return (sums.cpu() @ held[:, columns, None]).flatten()
 
 
 def norm_constant(norm: _BatchNorm, held: Tensor) -> Tensor:
