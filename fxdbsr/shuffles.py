@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxdbsr.channel_rules import is_size
+from fxdbsr.channel_values import is_size
 
 _VIEWS = ("view", "reshape", torch.reshape)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxdbsr.channel_rules import Value
+from fxdbsr.channel_values import Value
 from fxdbsr.channels import Flow, Link
 from fxdbsr.nn.scaled import ScaledLayer
 from fxdbsr.nn.shrink import Cut, cut_grid, cut_layer_, cut_norm_, cut_weight, from_constants, kept_weights, out_in

@@ -66,7 +66,8 @@ def from_constants(layer: nn.Module, held: Tensor) -> Tensor:
         return held.new_zeros(weight.shape[0] * weight.shape[1])
     weight = weight[:, :, columns.to(weight.device)]
     sums = weight.flatten(3).sum(3, dtype=torch.float64) if weight.dim() > 3 else weight.double()
-    return (sums.cpu() @ held[:, columns, None]).flatten()
+    added: Tensor = (sums.cpu() @ held[:, columns, None]).flatten()
+    return added
 
 
 def norm_constant(norm: _BatchNorm, held: Tensor) -> Tensor:
