@@ -18,6 +18,7 @@ from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
 from fxdbsr.passes.loosen_views import loosen_views
 from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
 from fxdbsr.passes.tune_engines import tune_engines
@@ -26,7 +27,15 @@ from fxdbsr.passes.unpack_convs import unpack_convs
 Options = TypeVar("Options")
 
 PREPARE = (scale_layers, scale_functions)
-CONVERT = (loosen_views, fold_scales, fold_batchnorms, pack_convs, fuse_epilogues, tune_engines)
+CONVERT = (
+    fold_scales,
+    fold_batchnorms,
+    remove_dead_channels,
+    loosen_views,
+    pack_convs,
+    fuse_epilogues,
+    tune_engines,
+)
 TO_DENSE = (fold_scales, unpack_convs)
 
 

@@ -57,7 +57,7 @@ def packed_whole(conv: nn.Module, backend: str) -> PackedConv:
 def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True) -> PackedConv:
     """The packed conv with `layer`'s weight, whose scales must be folded."""
     padding, pad = split_padding(layer)
-    return PackedConv(
+    found = PackedConv(
         layer.weight,  # type: ignore[arg-type]
         layer.bias,  # type: ignore[arg-type]
         grid,
@@ -67,7 +67,10 @@ def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True
         pad,
         backend,
         blocked,
-    ).eval()
+    )
+    found.dense_grid = getattr(layer, "dense_grid", grid)
+    found.kept_channels = getattr(layer, "kept_channels", "")
+    return found.eval()
 
 
 def split_padding(conv: nn.Module) -> tuple[tuple[int, ...], tuple[tuple[int, ...], str] | None]:

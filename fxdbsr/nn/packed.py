@@ -33,6 +33,10 @@ class PackedConv(nn.Module):
         pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
         backend: which engine to take, see `fxdbsr.convert`.
         blocked: False for a conv that was given no blocks, and is packed whole because an engine runs it faster.
+
+    Attributes:
+        dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        kept_channels: why dead channels of the output are computed still, as a sentence, or "".
     """
 
     is_leaf_in_trace = True
@@ -55,6 +59,7 @@ class PackedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.pad, self.backend, self.blocked = grid, pad, backend, blocked
+        self.dense_grid, self.kept_channels = grid, ""
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01

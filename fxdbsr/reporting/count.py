@@ -90,19 +90,24 @@ def _row(layer: Weight, owners: dict[int, str]) -> LayerRow:
     params_dense = params = sum(tensor.numel() for tensor in own)
     total = alive = 0
     sparsity = 0.0
+    if layer.dense is not None and layer.dense_grid is not None:
+        before = layer.dense_grid
+        dense = run * prod(layer.weight_shape) // layer.dense.numel()
+        params_dense = prod(layer.weight_shape) + (before.out_channels if _bias_numel(layer) else 0)
     if layer.grid is not None and layer.alive is not None:
+        before = layer.dense_grid or layer.grid
         numel = layer.grid.numel()
         left = int(numel[layer.alive.cpu()].sum())
         positions = sum(_positions(call, layer.grid) for call in layer.calls)
         dense, kept = positions * prod(layer.weight_shape), positions * left
-        sparsity = 1 - int(layer.alive.sum()) / layer.alive.numel()
+        sparsity = 1 - int(layer.alive.sum()) / prod(before.shape)
         if layer.dense is None:
-            params_dense = prod(layer.weight_shape) + _bias_numel(layer)
+            params_dense = prod(layer.weight_shape) + (before.out_channels if _bias_numel(layer) else 0)
             params = left + _bias_numel(layer)
         elif shared is None:
-            params = params_dense - prod(layer.weight_shape) + left
+            params -= prod(layer.grid.weight_shape) - left
         if shared is None:
-            total, alive = layer.alive.numel(), int(layer.alive.sum())
+            total, alive = prod(before.shape), int(layer.alive.sum())
     return LayerRow(
         layer.name,
         layer.kind,
@@ -124,8 +129,8 @@ def _row(layer: Weight, owners: dict[int, str]) -> LayerRow:
 
 
 def _bias_numel(layer: Weight) -> int:
-    """Numel of a packed layer's bias, its fourth stored tensor."""
-    return sum(tensor.numel() for tensor in layer.stored[3:])
+    """Numel of the bias: what is stored after the weight, or after the three tensors of a packed one."""
+    return sum(tensor.numel() for tensor in layer.stored[3 if layer.dense is None else 1 :])
 
 
 def _positions(call: Call, grid: BlockGrid) -> int:

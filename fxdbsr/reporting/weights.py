@@ -26,6 +26,8 @@ class Weight:
         stored: every tensor that is kept; of a packed layer values, crow_indices, col_indices, bias.
         grid: its blocks, or None.
         alive: `[rows, columns]` bool, the blocks that are not zero, where there is a grid.
+        dense_grid: the blocks, or the whole weight as one, as they were before `convert` removed channels, of
+            `weight_shape`; None where it removed none.
         calls: of the layer.
     """
 
@@ -38,6 +40,7 @@ class Weight:
     reason: str
     grid: BlockGrid | None = None
     alive: Tensor | None = None
+    dense_grid: BlockGrid | None = None
     calls: list[Call] = field(default_factory=list)
 
 
@@ -52,8 +55,9 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
     if isinstance(layer, PackedConv):
         stored = [t for t in (layer.values, layer.crow_indices, layer.col_indices, layer.bias) if t is not None]
         kind = f"conv{len(layer.stride)}d"
-        shape = layer.grid.weight_shape
-        row = Weight(name, kind, None, shape, stored, layer.engine, layer.reason)
+        reason = "; ".join(part for part in (layer.reason, layer.kept_channels) if part)
+        dense = layer.dense_grid
+        row = Weight(name, kind, None, dense.weight_shape, stored, layer.engine, reason, dense_grid=dense)
         if layer.blocked:
             row.grid, row.alive = layer.grid, _kept_of_packed(layer)
         return row
@@ -82,6 +86,10 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
         row.alive = grid.nonzero(found)
         row.reason = why_unpacked(layer) or row.reason
     row.grid = grid if row.alive is not None else None
+    row.dense_grid = getattr(layer, "dense_grid", None)
+    if row.dense_grid is not None:
+        row.weight_shape = row.dense_grid.weight_shape
+    row.reason = "; ".join(part for part in (row.reason, getattr(layer, "kept_channels", "")) if part)
     return row
 
 
