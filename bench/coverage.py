@@ -118,11 +118,12 @@ def enliven(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> Non
         norm.momentum = 1.0
         norm.weight.uniform_(0.5, 1.5, generator=generator)
         norm.bias.normal_(0, 0.1, generator=generator)
-    if norms:
-        model.train()
-        model(inputs)
-        model.eval()
+    model.eval()
     for norm in norms:
+        norm.train()
+    model(inputs)
+    for norm in norms:
+        norm.eval()
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()) + 1e-6)

@@ -100,20 +100,20 @@ def _row(layer: Weight, owners: dict[int, str]) -> LayerRow:
         left = int(numel[layer.alive.cpu()].sum())
         positions = sum(_positions(call, layer.grid) for call in layer.calls)
         dense, kept = positions * prod(layer.weight_shape), positions * left
-        sparsity = 1 - int(layer.alive.sum()) / prod(before.shape)
+        sparsity = 1 - int(layer.alive.sum()) / prod(before.shape) if layer.blocked else 0.0
         if layer.dense is None:
             params_dense = prod(layer.weight_shape) + (before.out_channels if _bias_numel(layer) else 0)
             params = left + _bias_numel(layer)
         elif shared is None:
             params -= prod(layer.grid.weight_shape) - left
-        if shared is None:
+        if shared is None and layer.blocked:
             total, alive = prod(before.shape), int(layer.alive.sum())
     return LayerRow(
         layer.name,
         layer.kind,
         layer.weight_shape,
         layer.calls[0].output_shape,
-        None if layer.grid is None else layer.grid.block_size,
+        layer.grid.block_size if layer.grid is not None and layer.blocked else None,
         total,
         alive,
         sparsity,

@@ -29,6 +29,7 @@ class Weight:
         dense_grid: the blocks, or the whole weight as one, as they were before `convert` removed channels, of
             `weight_shape`; None where it removed none.
         calls: of the layer.
+        blocked: False where the grid is the engine's own and not the user's.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Weight:
     alive: Tensor | None = None
     dense_grid: BlockGrid | None = None
     calls: list[Call] = field(default_factory=list)
+    blocked: bool = True
 
 
 def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocked: str) -> Weight:
@@ -58,8 +60,7 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
         reason = "; ".join(part for part in (layer.reason, layer.kept_channels) if part)
         dense = layer.dense_grid
         row = Weight(name, kind, None, dense.weight_shape, stored, layer.engine, reason, dense_grid=dense)
-        if layer.blocked:
-            row.grid, row.alive = layer.grid, _kept_of_packed(layer)
+        row.grid, row.alive, row.blocked = layer.grid, _kept_of_packed(layer), layer.blocked
         return row
     if isinstance(layer, ScaledFunction):
         weight, scale, mask, bias = (*call.args[1:], None)[:4]
