@@ -11,6 +11,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -256,7 +257,7 @@ def get_attribute(root: nn.Module, target: str) -> Any:
 
 
 def writes_in_place(node: fx.Node) -> bool:
-    """True where `node` may change a tensor that it reads."""
+    """True where `node` may change a tensor that it reads; functions from outside of torch may (`fx.wrap`)."""
     module = called_module(node)
     if module is not None:
         return bool(getattr(module, "inplace", False))
@@ -265,8 +266,16 @@ def writes_in_place(node: fx.Node) -> bool:
         return (name.startswith("i") and hasattr(operator, f"__{name[1:]}__")) or name == "setitem"
     if name == "__setitem__" or (name.startswith("__i") and hasattr(operator, f"__{name[3:]}")):
         return True
+    if node.op == "call_function" and not _is_known(node.target):
+        return True
     inplace = node.kwargs.get("inplace", any(argument is True for argument in node.args))
     return bool(inplace) or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
+
+
+def _is_known(function: Any) -> bool:
+    """True for functions of torch and Python, whose names tell what they write."""
+    module = str(getattr(function, "__module__", None) or "")
+    return isinstance(function, BuiltinFunctionType) or module.split(".")[0] in ("torch", "builtins", "math")
 
 
 def replace(node: fx.Node, new: fx.Node) -> None:

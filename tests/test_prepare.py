@@ -249,6 +249,28 @@ def test_in_place_writes_whose_result_nobody_reads_stay() -> None:
     torch.testing.assert_close(switched(x), model(x))
 
 
+@fx.wrap
+def shift_first_channel(x: Tensor) -> None:
+    x[:, 0] += 1
+
+
+def test_wrapped_functions_whose_result_nobody_reads_stay() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            shift_first_channel(y)
+            return y + x.sum()
+
+    model, x = Model(), torch.randn(1, 3, 2, 2)
+    assert torch.equal(fxdbsr.prepare(model)(x), model(x))
+    switched = fxdbsr.convert(fxdbsr.prepare(model), backend="reference")
+    torch.testing.assert_close(switched(x), model(x))
+
+
 class Odd(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
