@@ -36,6 +36,32 @@ class _ClampStraightThrough(torch.autograd.Function):
         return grads[0]
 
 
+class _ScaleBlocks(torch.autograd.Function):
+    """`grid.scale(weight, scale)`; the gradient of the scale is one sum over each block of weight * gradient.
+
+    Autograd's own derivative of the broadcast product takes twice as long on the layers of ResNet-50.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, grid: BlockGrid) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.grid = grid
+        return grid.scale(weight, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, scale = ctx.saved_tensors
+        of_weight = ctx.grid.scale(grads[0], scale) if ctx.needs_input_grad[0] else None
+        of_scale = ctx.grid.block_sum(grads[0] * weight) if ctx.needs_input_grad[1] else None
+        return of_weight, of_scale, None
+
+
+def scale_blocks(weight: Tensor, scale: Tensor, grid: BlockGrid) -> Tensor:
+    """`expand(scale) * weight`, shaped like the weight; differentiable in both."""
+    scaled: Tensor = _ScaleBlocks.apply(weight, scale, grid)
+    return scaled
+
+
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
     """What multiplies the blocks, `[rows, columns]`: zero where the mask is off."""
     s = scale if form == "product" else _ClampStraightThrough.apply(scale)
@@ -82,7 +108,7 @@ class ScaledLayer(Blocked):
 
     def scaled_weight(self) -> Tensor:
         """`expand(s) * weight`, shaped like the weight."""
-        return self.grid.scale(self.weight, effective_scale(self.scale, self.mask, self.form))
+        return scale_blocks(self.weight, effective_scale(self.scale, self.mask, self.form), self.grid)
 
     def extra_repr(self) -> str:
         """The torch class's own, and the block size."""
@@ -187,7 +213,7 @@ class ScaledFunction(Blocked):
 
     def forward(self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """The function with the scaled weight."""
-        scaled = self.grid.scale(weight, effective_scale(scale, mask, self.form))
+        scaled = scale_blocks(weight, effective_scale(scale, mask, self.form), self.grid)
         y: Tensor = self.function(input, scaled, bias, **self.arguments)
         self.record(input, y)
         return y
