@@ -65,13 +65,13 @@ def stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], No
     return step
 
 
-def measure(batch: int, size: int, pairs: int, block_size: int) -> list[dict[str, Any]]:
+def measure(batch: int, size: int, pairs: int, block_size: int, chosen: list[str]) -> list[dict[str, Any]]:
     """Every arm against dense; `ratio` is the arm's time over dense's, median and quartiles of the pairs."""
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 1000
     steps = {name: stepper(model, images, labels) for name, model in arms(block_size).items()}
     rows = []
-    for name in [name for name in steps if name != "dense"]:
+    for name in chosen:
         found = paired(steps["dense"], steps[name], pairs)
         ratios = {"ratio": 1 / found.median, "low": 1 / found.high, "high": 1 / found.low}
         rows.append({"arm": name} | ratios | {"dense_ms": found.base_ms, "ms": found.arm_ms, "pairs": pairs})
@@ -84,9 +84,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--block", type=int, default=32)
+    parser.add_argument("--arms", default="prepared,expanded", help="to measure against dense")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write JSON lines to this file")
     args = parser.parse_args()
-    rows = measure(args.batch, args.size, args.pairs, args.block)
+    rows = measure(args.batch, args.size, args.pairs, args.block, args.arms.split(","))
     shape = f"batch {args.batch}, {args.size}x{args.size}, blocks {args.block}x{args.block}"
     print(f"ResNet-50, {shape}, float32, channels_last, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers="keys", floatfmt=("", ".3f", ".3f", ".3f", ".1f", ".1f")))

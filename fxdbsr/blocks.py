@@ -142,30 +142,48 @@ class BlockGrid:
         The product is a broadcast over a view of the weight; where edge blocks are smaller, one product for
         each of the up to four kinds of blocks, joined by `cat`. Differentiable in both arguments.
         """
-        w = self.to_out_in(weight).unflatten(0, (self._sections, -1))
+        bands = [
+            [(part * factor).flatten(3, 4).flatten(1, 2) for part, factor in band]
+            for band in self._parts(self.to_out_in(weight), scale)
+        ]
+        rows = [band[0] if len(band) == 1 else torch.cat(band, 2) for band in bands]
+        whole = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        return self.from_out_in(whole.flatten(0, 1))
+
+    def scale_(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """As `scale`, in place where `to_out_in` is a view; returns the result."""
+        if self.transposed and self.groups > 1:
+            return self.scale(weight, scale)
+        for band in self._parts(self.to_out_in(weight), scale):
+            for part, factor in band:
+                part.mul_(factor)
+        return weight
+
+    def _parts(self, weight: Tensor, scale: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+        """(blocks `[sections, rows, height, columns, width, *kernel]`, their scales) by height and width.
+
+        Views of `weight [O, I/groups, *kernel]`: one pair where no block is smaller at the edges, else up to four.
+        """
+        w = weight.unflatten(0, (self._sections, -1))
         s = scale.unflatten(0, (self._sections, -1)).to(weight.dtype)
-        heights = _pieces(w.shape[1], self.block_size[0])
-        widths = _pieces(w.shape[2], self.block_size[1])
         taps = (1,) * len(self.kernel_size)
         bands = []
-        for row, height in heights:
+        for row, height in _pieces(w.shape[1], self.block_size[0]):
             band = []
-            for column, width in widths:
+            for column, width in _pieces(w.shape[2], self.block_size[1]):
                 part = w[:, _span(row, height, self.block_size[0]), _span(column, width, self.block_size[1])]
-                grid = s[:, row, column]
                 part = part.unflatten(2, (-1, width)).unflatten(1, (-1, height))
-                part = part * grid.view(*grid.shape[:2], 1, grid.shape[2], 1, *taps)
-                band.append(part.flatten(3, 4).flatten(1, 2))
-            bands.append(band[0] if len(band) == 1 else torch.cat(band, 2))
-        whole = bands[0] if len(bands) == 1 else torch.cat(bands, 1)
-        return self.from_out_in(whole.flatten(0, 1))
+                factor = s[:, row, column]
+                band.append((part, factor.view(*factor.shape[:2], 1, factor.shape[2], 1, *taps)))
+            bands.append(band)
+        return bands
 
     def block_sum(self, tensor: Tensor) -> Tensor:
         """Sum of `tensor` (shaped like the stored weight) over each block, `[rows, columns]`."""
         t = self.to_out_in(tensor).flatten(2) if self.kernel_size else self.to_out_in(tensor).unsqueeze(2)
         t = t.sum(2).unflatten(0, (self._sections, -1))
         pad = (-t.shape[2] % self.block_size[1], -t.shape[1] % self.block_size[0])
-        t = torch.nn.functional.pad(t, (0, pad[0], 0, pad[1]))
+        t = torch.nn.functional.pad(t, (0, pad[0], 0, pad[1])) if any(pad) else t
         t = t.unflatten(2, (-1, self.block_size[1])).unflatten(1, (-1, self.block_size[0])).sum((2, 4))
         sums: Tensor = t.flatten(0, 1)
         return sums

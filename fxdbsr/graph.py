@@ -31,8 +31,28 @@ _HOOKS = (
 )
 
 
+class _Proxy(fx.Proxy):
+    """Keeps `x += y` a write in place: torch.fx turns it into `x = x + y`, other memory and another meaning."""
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        proxy: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, other), {})
+        return proxy
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class Tracer(fx.Tracer):
     """Keeps every conv and linear layer whole, whatever module defines its class."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """As torch.fx, with writes in place kept."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """True for layers that appear in the graph as one call."""

@@ -36,7 +36,9 @@ def test_scale_equals_a_loop_over_blocks(grid: BlockGrid, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(grid.weight_shape, generator=generator)
     scale = torch.randn(grid.shape, generator=generator)
-    assert torch.equal(grid.scale(weight, scale), scaled_by_loops(grid, weight, scale))
+    expected = scaled_by_loops(grid, weight, scale)
+    assert torch.equal(grid.scale(weight, scale), expected)
+    assert torch.equal(grid.scale_(weight.clone(), scale), expected)
 
 
 @given(grids(), st.integers(0, 2**31))

@@ -249,6 +249,27 @@ def test_in_place_writes_whose_result_nobody_reads_stay() -> None:
     torch.testing.assert_close(switched(x), model(x))
 
 
+def test_augmented_assignments_write_in_place_as_they_do_in_the_model() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            z = y
+            z += 1
+            z *= 2
+            height = x.shape[2]
+            height += 1
+            return y + height
+
+    model, x = Model(), torch.randn(1, 3, 2, 2)
+    prepared = fxdbsr.prepare(model)
+    assert torch.equal(prepared(x), model(x))
+    torch.testing.assert_close(fxdbsr.convert(prepared, backend="reference")(x), model(x))
+
+
 @fx.wrap
 def shift_first_channel(x: Tensor) -> None:
     x[:, 0] += 1
