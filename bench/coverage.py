@@ -197,16 +197,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", help="comma-separated names; all traceable ones by default")
     parser.add_argument("--backends", default="reference,auto")
+    parser.add_argument("--size", type=int, help="side of the images, where the model leaves it open; 224 by default")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = arguments.models.split(",") if arguments.models else traceable_models()
     outcomes = []
     for name in names:
-        outcome = check_model(name, tuple(arguments.backends.split(",")))
+        outcome = check_model(name, tuple(arguments.backends.split(",")), arguments.size)
         outcomes.append(outcome)
         print(f"{'ok  ' if outcome.passed else 'FAIL'} {outcome}", flush=True)
         if arguments.json:
-            versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+            versions = {
+                "size": arguments.size or 224,
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            }
             rows = [asdict(o) | {"bound": o.bound, "passed": o.passed} for o in outcomes]
             arguments.json.write_text(json.dumps({"versions": versions, "models": rows}, indent=1) + "\n")
     columns = ["model", "layers", "blocks", "prepare_s", "convert_s", "eager_error", "bound"]

@@ -114,8 +114,8 @@ def test_rewrites_are_counted() -> None:
     assert activations == {
         "stem": "relu",
         "a": "relu6",
-        "b": "none",
-        "shortcut": "relu",
+        "b": "relu",
+        "shortcut": "none",
         "grouped": "silu",
         "depthwise": "leaky_relu",
         "shared": "none",
