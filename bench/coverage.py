@@ -86,7 +86,7 @@ def build(name: str) -> nn.Module:
 
 def example(name: str, batch: int, size: int | None = None) -> Tensor:
     """Random images, or clips for video models; each with a contrast and a brightness of its own."""
-    fixed = name.startswith(("vit", "maxvit", "swin", "inception", "mvit"))
+    fixed = name.startswith(("vit", "maxvit", "swin", "inception", "mvit", "s3d"))
     side = size if size and not fixed else 299 if name.startswith("inception") else 224
     shape: tuple[int, ...] = (batch, 3, side, side)
     if name in torchvision.models.list_models(torchvision.models.video):
