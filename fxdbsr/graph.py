@@ -302,8 +302,3 @@ def replace(node: fx.Node, new: fx.Node) -> None:
     """Let every reader of `node` read `new`, and erase `node`."""
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
     node.graph.erase_node(node)
-
-
-def tensor_devices(model: nn.Module) -> set[torch.device]:
-    """Devices of the parameters and buffers."""
-    return {t.device for t in [*model.parameters(), *model.buffers()]}
