@@ -32,7 +32,8 @@ examples:
     fxdbsr bench mypackage.models:small --shape 1x3x32x32 --block 8x8 --threads 4 --json
 
 The same fraction of blocks is off in every conv, spread evenly over its rows and columns; convs on images with up to
-4 channels stay whole. Times are in ms, ratios the time of the dense model over that of the converted one: medians and quartiles of interleaved pairs.
+4 channels stay whole. Times are in ms, ratios the time of the dense model over that of the converted one: medians and
+quartiles of interleaved pairs.
 """
 AGAINST = ("eager", "compiled")
 IMAGE_CHANNELS = 4
