@@ -5,6 +5,7 @@ Pictures are drawn by Graphviz's `dot` where it is installed and quick enough, e
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ DOT_NODES = 1500  # dot takes about a second for 1,000 nodes and 20 for 3,000
 DOT_SECONDS = 60
 NOTHING, ALL = (238, 241, 245), (96, 165, 240)  # colours of a layer of which nothing, and all, is saved
 LANE, ROW = 3.4, 1.0  # inches from box to box in matplotlib's drawing
-MOST_PIXELS = 20_000  # of either side of a picture
+MOST_PIXELS, MOST_AREA, LEAST_DPI = 60_000, 1e8, 30  # of a side of matplotlib's PNG, of the whole, to be readable
 
 
 def colour(saved: float) -> str:
@@ -70,7 +71,7 @@ def draw(graph: nx.DiGraph[str], path: Path, engine: str = "auto") -> str:
     """Write the outline of `graph` to `path`, in the format of its suffix; returns the engine that drew it.
 
     Raises:
-        ValueError: an unknown suffix or engine.
+        ValueError: an unknown suffix or engine; more nodes than a PNG can show.
         ImportError: the engine is not installed; with "auto", neither is.
         OSError: `path` cannot be written.
         RuntimeError: Graphviz was asked for by name, and fails or takes more than a minute.
@@ -118,7 +119,10 @@ def _matplotlib(graph: nx.DiGraph[str], path: Path, kind: str) -> None:
     at = {name: (lane * LANE, -row * ROW) for name, (row, lane) in places(graph).items()}
     width = LANE * (1 + max((lane for lane, _ in at.values()), default=0) / LANE)
     height = ROW * (1 + max((-y for _, y in at.values()), default=0) / ROW)
-    figure = Figure(figsize=(width, height), dpi=min(100.0, MOST_PIXELS / max(width, height)))
+    dpi = min(100.0, MOST_PIXELS / max(width, height), math.sqrt(MOST_AREA / (width * height)))
+    if kind == "png" and dpi < LEAST_DPI:
+        raise ValueError(f"path: the graph has {len(graph):,} nodes, too many for a PNG; choose .svg or .pdf")
+    figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()

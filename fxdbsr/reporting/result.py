@@ -136,7 +136,8 @@ class Report:
             The engine that drew it.
 
         Raises:
-            ValueError: an unknown suffix or engine. ImportError: the engine, or with "auto" both, are not
-            installed. OSError: it cannot be written. RuntimeError: Graphviz failed or took more than a minute.
+            ValueError: an unknown suffix or engine; more nodes than a PNG can show.
+            ImportError: the engine, or with "auto" both, are not installed.
+            OSError: it cannot be written. RuntimeError: Graphviz failed or took more than a minute.
         """
         return draw(self.graph, Path(path), engine)
