@@ -2,9 +2,9 @@
 
     python -m bench.tables [--check]
 
-A table stands between `<!-- table NAME -->` and `<!-- end of table -->`; this script fills every such place. Figures
-are cut to their last digit, never rounded up. `--check` changes nothing and exits with 1 where a table is not the
-one that the files give.
+A table stands between `<!-- table NAME -->` and `<!-- end of table -->`; this script fills every such place. Ratios
+of which more is better are cut to their last digit, costs rounded up. `--check` changes nothing and exits with 1
+where a table is not the one that the files give.
 """
 
 from __future__ import annotations
@@ -52,6 +52,15 @@ def cut(value: float, digits: int = 2) -> str:
     """
     scale = 10**digits
     return f"{math.floor(value * scale + 1e-9) / scale:.{digits}f}"
+
+
+def cost(value: float) -> str:
+    """`value` with its digits after the third rounded up.
+
+    >>> cost(1.0557)
+    '1.056'
+    """
+    return f"{math.ceil(1000 * value - 1e-9) / 1000:.3f}"
 
 
 def pipe(rows: list[list[str]], heads: list[str], words: int = 1) -> str:

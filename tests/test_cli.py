@@ -16,7 +16,7 @@ from torch import nn
 import fxdbsr
 from fxdbsr.cli import COMMANDS, _parser, main
 from fxdbsr.commands.bench import spread_mask
-from fxdbsr.commands.source import read_checkpoint
+from fxdbsr.commands.checkpoint import read_checkpoint
 from fxdbsr.models import resnet20
 
 SMALL = ["report", "squeezenet1_1", "--shape", "1x3x64x64"]
@@ -96,6 +96,24 @@ def test_a_prepared_checkpoint_is_loaded_with_its_masks_from_where_a_script_put_
     assert figures["total"]["macs"] == expected.macs
 
 
+def test_a_checkpoint_that_states_its_blocks_and_leaves_layers_out_needs_no_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = fxdbsr.BlockConfig(8, by_name={"conv1": None}, form="clamp")
+    prepared = fxdbsr.block_prune_(fxdbsr.prepare(resnet20(7), config=config), 0.5)
+    options = {"block": "8x8", "form": "clamp"}
+    history = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
+    content = {"model": prepared.state_dict(), "options": options, "history": history, "epoch": 2}
+    torch.save(content, tmp_path / "best.pt")
+    page = tmp_path / "page.html"
+    arguments = ["report", "resnet20", "--checkpoint", str(tmp_path / "best.pt"), "--html", str(page), "--json"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["name"] for row in rows if not row["block_size"]] == ["conv1", "fc"]
+    assert rows[-1]["weight_shape"] == [7, 64]
+    assert page.read_text().count("<figure") == 1
+
+
 def test_words_are_plain_text_and_as_wide_as_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +150,7 @@ def test_convert_writes_a_file_that_holds_the_converted_model(
     if suffix == ".pt2":
         torch.testing.assert_close(torch.export.load(output).module()(x), converted(x))
         return
-    state = read_checkpoint(output)
+    state = read_checkpoint(output).state
     assert state.keys() == converted.state_dict().keys()
     for key, value in converted.state_dict().items():
         assert torch.equal(state[key], value)

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix not in SUFFIXES:
         raise ValueError(f"--output: expected a name that ends in {', '.join(SUFFIXES)}, got {args.output!r}")
     check_outputs(args.output, args.json)
-    model, shape = load_source(args, prepared=True)
-    x = torch.randn(shape)
+    source = load_source(args, prepared=True)
+    model, x = source.model, torch.randn(source.shape)
     fast = convert(model, example_inputs=x, backend=args.backend, tune=args.tune)
     with torch.no_grad():
         expected, found = model.eval()(x), fast(x)

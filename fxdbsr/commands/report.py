@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind in TEXTS:
         add(f"--{kind}", metavar="PATH", help=f"write {kind} there; - for stdout, in place of the table")
     add("--html", metavar="PATH", help="write a page there")
-    add("--history", type=Path, metavar="FILE", help="JSON lines of the training, drawn on the page")
+    add(
+        "--history",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines of the training, drawn on the page (default: the checkpoint's)",
+    )
     add("--graph", metavar="PATH", help="draw the graph there: .svg, .png or .pdf")
 
 
@@ -62,17 +67,16 @@ def run(args: argparse.Namespace) -> int:
     if args.history is not None and args.html is None:
         raise ValueError("--history: is drawn on the page, so it goes with --html")
     history = [] if args.history is None else read_history(args.history)
-    model, shape = load_source(args, prepared=args.convert is not None)
-    if args.convert is not None:
-        model = convert(model, backend=args.convert)
-    found = report(model, torch.randn(shape), measure=args.measure)
+    source = load_source(args, prepared=args.convert is not None)
+    model = source.model if args.convert is None else convert(source.model, backend=args.convert)
+    found = report(model, torch.randn(source.shape), measure=args.measure)
     table = found.table(args.sort, args.depth, args.only_changed, args.width or line_width())
     if "-" not in texts.values():
         put("-", table)
     for kind, path in texts.items():
         put(path, getattr(found, f"to_{kind}")())
     if args.html is not None:
-        found.save_html(args.html, history)
+        found.save_html(args.html, history or source.history)
     if args.graph is not None:
         found.save_graph(args.graph)
     return 0

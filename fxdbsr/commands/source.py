@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import torchvision
 from torch import nn
 
 from fxdbsr.api import prepare
+from fxdbsr.commands.checkpoint import Checkpoint, read_checkpoint
 from fxdbsr.config import BlockSize
 from fxdbsr.models import resnet20, vgg11_cifar
+from fxdbsr.passes.selection import CONV_TYPES
 from fxdbsr.ranking import block_prune_
 
-OWN: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "vgg11-cifar": vgg11_cifar}
-NESTED = ("model", "state_dict", "model_state_dict")  # keys under which training scripts keep the state dict
-WRAPPERS = ("module.", "_orig_mod.")
+OWN: dict[str, Callable[[int], nn.Module]] = {"resnet20": resnet20, "vgg11-cifar": vgg11_cifar}
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,17 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of weights and of random pruning (default: %(default)s)")
 
 
-def load_source(args: argparse.Namespace, prepared: bool = False) -> tuple[nn.Module, tuple[int, ...]]:
-    """The model that `args` of `add_source` name, and the shape of its input.
+@dataclass
+class Source:
+    """What `args` of `add_source` name: the model, the shape of its input, and the history in its checkpoint."""
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    history: list[Mapping[str, Any]]
+
+
+def load_source(args: argparse.Namespace, prepared: bool = False) -> Source:
+    """The model that `args` name, with its weights and blocks.
 
     Args:
         prepared: prepare it in any case, not only where a block size, a sparsity or the checkpoint ask for it.
@@ -45,26 +55,35 @@ def load_source(args: argparse.Namespace, prepared: bool = False) -> tuple[nn.Mo
     Raises:
         ValueError, TypeError, OSError: an option is wrong, or the checkpoint does not fit.
     """
-    shape = default_shape(args.model) if args.shape is None else parse_shape(args.shape)
-    block = None if args.block is None else parse_block(args.block)
+    shape = None if args.shape is None else parse_shape(args.shape)
     if args.sparsity is not None and not 0 <= args.sparsity <= 1:
         raise ValueError(f"--sparsity: expected a fraction from 0 to 1, got {args.sparsity}")
-    state = None if args.checkpoint is None else read_checkpoint(args.checkpoint)
+    checkpoint = None if args.checkpoint is None else read_checkpoint(args.checkpoint)
+    block = args.block or (checkpoint.block if checkpoint else None)
+    size = None if block is None else parse_block(block)
     torch.manual_seed(args.seed)
-    model = load_model(args.model)
-    scaled = state is not None and has_scales(state)
-    if scaled and block is None:
-        raise ValueError(f"--block: {args.checkpoint} holds block scales, so say the blocks of its model, like 32x32")
-    if state is not None and not scaled:
-        load_state(model, state, args.checkpoint)
-    if prepared or scaled or block is not None or args.sparsity is not None:
-        model = prepare(model, (32, 32) if block is None else block)
-    if state is not None and scaled:
-        load_state(model, state, args.checkpoint)
+    model = load_model(args.model, checkpoint.classes if checkpoint else None)
+    if checkpoint is not None and checkpoint.prepared:
+        model = _prepared_as(checkpoint, model, size)
+    else:
+        if checkpoint is not None:
+            checkpoint.load_into(model)
+        if prepared or args.block is not None or args.sparsity is not None:
+            model = prepare(model, size or (32, 32))
     if args.sparsity is not None:
         generator = torch.Generator().manual_seed(args.seed)
         block_prune_(model, args.sparsity, score=args.score, generator=generator)
-    return model, shape
+    return Source(model, shape or default_shape(args.model), checkpoint.history if checkpoint else [])
+
+
+def _prepared_as(checkpoint: Checkpoint, model: nn.Module, size: BlockSize | None) -> nn.Module:
+    """`model` with blocks of `size` where `checkpoint` has scales, and the checkpoint loaded into it."""
+    if size is None:
+        raise ValueError(f"--block: {checkpoint.path} holds block scales, so say the blocks of its model, like 32x32")
+    types = [*CONV_TYPES, nn.Linear]
+    model = prepare(model, size, filter_fn=checkpoint.is_blocked, types=types, form=checkpoint.form)
+    checkpoint.load_into(model)
+    return model
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -102,8 +121,11 @@ def default_shape(name: str) -> tuple[int, ...]:
     return 1, 3, side, side
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: str, classes: int | None = None) -> nn.Module:
     """The model `name` with fresh weights, or what `package.module:callable` returns.
+
+    Args:
+        classes: of the named models; None for their default.
 
     Raises:
         ValueError: no such model; near names are told.
@@ -117,9 +139,10 @@ def load_model(name: str) -> nn.Module:
             hint = f"; did you mean {' or '.join(near)}?" if near else ", see torchvision.models.list_models()"
             raise ValueError(f"torchvision has no model {name!r}{hint}")
         if name in OWN:
-            return OWN[name]()
-        quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        found: nn.Module = torchvision.models.get_model(name, weights=None, **quick)
+            return OWN[name](classes or 10)
+        options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        options |= {} if classes is None else {"num_classes": classes}
+        found: nn.Module = torchvision.models.get_model(name, weights=None, **options)
         return found
     sys.path.insert(0, "")
     try:
@@ -132,54 +155,3 @@ def load_model(name: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise TypeError(f"{name}: expected a callable that returns an nn.Module, got {type(made).__name__}")
     return made
-
-
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in the file `path`, tensors only; also where a training script has put it under "model".
-
-    Raises:
-        OSError, ValueError: the file cannot be read, or holds something else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: dict[str, torch.Tensor] = load_file(path)
-            return tensors
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ImportError):
-        raise
-    except Exception as error:
-        raise ValueError(f"--checkpoint: {path}: {error}") from error
-    if isinstance(found, dict):
-        found = next((found[key] for key in NESTED if isinstance(found.get(key), dict)), found)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"--checkpoint: {path}: expected a state dict of tensors, got {_contents(found)}")
-    for prefix in WRAPPERS:
-        if found and all(key.startswith(prefix) for key in found):
-            found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return dict(found)
-
-
-def _contents(found: Any) -> str:
-    if not isinstance(found, dict):
-        return type(found).__name__
-    return f"a dict with {', '.join(repr(key) for key in list(found)[:5])}"
-
-
-def has_scales(state: dict[str, torch.Tensor]) -> bool:
-    """True for the state of a prepared model: every scale has a boolean mask of its shape."""
-    masks = [key for key, value in state.items() if key.endswith("mask") and value.dtype == torch.bool]
-    return any(f"{key.removesuffix('mask')}scale" in state for key in masks)
-
-
-def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load `state`, read from `path`, into `model`.
-
-    Raises:
-        ValueError: names or shapes are others.
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"--checkpoint: {path}: {error}") from error
