@@ -145,7 +145,7 @@ def training() -> str:
         [
             names.get(row["arm"], row["arm"]),
             f"{cut(row['ratio'], 3)}x",
-            f"{cut(row['low'], 3)} to {cut(row['high'], 3)}",
+            f"{cost(row['low'])} to {cost(row['high'])}",
         ]
         for row in rows
     ]
