@@ -144,7 +144,7 @@ def training() -> str:
     table = [
         [
             names.get(row["arm"], row["arm"]),
-            f"{cut(row['ratio'], 3)}x",
+            cost(row["ratio"]),
             f"{cost(row['low'])} to {cost(row['high'])}",
         ]
         for row in rows

@@ -11,9 +11,9 @@ from fxdbsr.reporting.outline import label, places, share
 from fxdbsr.reporting.table import shorten
 
 MOST_NODES = 5000  # more of them make a page that browsers open slowly
-WIDTH, LANE = 230, 270  # of a box, and from box to box, in pixels
+WIDTH, LANE = 240, 280  # of a box, and from box to box, in pixels
 LOW, GROWTH, JOIN, GAP = 58, 60, 24, 26  # heights: of a layer of no MACs, what the largest has more, of others, between
-CHARACTERS = 36  # of a line in a box
+CHARACTERS = 34  # of a line in a box
 
 
 def diagram(graph: nx.DiGraph[str], rows: dict[str, int]) -> str:

@@ -68,7 +68,7 @@ def places(graph: nx.DiGraph[str]) -> dict[str, tuple[int, int]]:
 def label(figures: dict[str, Any]) -> list[str]:
     """Lines of text for a node of an outline: its name, what it is and what follows, its MACs."""
     what = [figures["kind"] if "kind" in figures else figures["operation"], *figures["follows"]]
-    lines = [figures["name"], " + ".join(what if len(what) <= 4 else [*what[:3], f"{len(what) - 3} more"])]
+    lines = [figures["name"], " + ".join(what if len(what) <= 3 else [*what[:2], f"{len(what) - 2} more"])]
     if "kind" in figures:
         lines.append(macs(figures))
     return lines
