@@ -500,6 +500,30 @@ def test_the_table_of_a_converted_model_fits_120_columns() -> None:
     assert "layer4.0.downsample.0" in str(report)
 
 
+def test_the_table_of_a_wide_resnet_has_every_column_at_120_characters() -> None:
+    model = halve(fxdbsr.prepare(torchvision.models.resnet50(), 32))
+    text = fxdbsr.report(model, torch.randn(1, 3, 64, 64)).table(width=120)
+    assert "not shown" not in text
+    heads = next(line for line in text.splitlines() if line.startswith("layer ")).split()
+    assert heads == [
+        "layer",
+        "kind",
+        "weight",
+        "output",
+        "block",
+        "kept",
+        "zero",
+        "dense",
+        "kept",
+        "run",
+        "cut",
+        "dense",
+        "now",
+        "bytes",
+        "kernel",
+    ]
+
+
 def test_the_table_sorts_sums_stages_and_hides_what_did_not_change() -> None:
     _, model, x = forms("small")[1]
     report = fxdbsr.report(model, x)
@@ -588,6 +612,8 @@ def test_bad_input_is_refused_with_what_came() -> None:
         fxdbsr.report(conv, torch.ones(1, 4, 2, 2))
     with pytest.raises(ValueError, match=r"1x3x2x2 int64 on cpu \(its parameters are float32 on cpu\)"):
         fxdbsr.report(conv, torch.ones(1, 3, 2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"fails on 1x3x2x2 float32 on meta \(its parameters are float32 on cpu\)"):
+        fxdbsr.report(conv, torch.ones(1, 3, 2, 2, device="meta"))
     with pytest.raises(ValueError, match="weight is not initialised yet"):
         fxdbsr.report(nn.LazyConv2d(3, 1), torch.ones(1, 3, 2, 2))
     with pytest.raises(ValueError, match="neither parameters nor MACs"):
