@@ -167,7 +167,9 @@ def _line(row: LayerRow, columns: list[Column], masks: dict[str, Tensor], name: 
 def _picture(row: LayerRow, mask: Tensor | None) -> str:
     if mask is None:
         return ""
-    words = escape(f"{int(mask.sum())} of {mask.numel()} blocks kept, {mask.shape[0]} rows by {mask.shape[1]} columns")
+    left = "" if mask.numel() == row.blocks_total or not row.blocks_total else " that dead channels left"
+    rows, columns = mask.shape
+    words = escape(f"{int(mask.sum())} of {mask.numel()} blocks{left} kept, {rows} rows by {columns} columns")
     name = escape(row.name)
     image = f'<img alt="{words}" src="{data_url(mask)}">'
     return f'<button class="mask" type="button" data-name="{name}" title="{words}">{image}</button>'
