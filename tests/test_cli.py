@@ -15,8 +15,8 @@ from torch import nn
 
 import fxdbsr
 from fxdbsr.cli import COMMANDS, _parser, main
-from fxdbsr.commands.bench import spread_mask
 from fxdbsr.commands.checkpoint import read_checkpoint
+from fxdbsr.commands.spread import spread_mask
 from fxdbsr.models import resnet20
 
 SMALL = ["report", "squeezenet1_1", "--shape", "1x3x64x64"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxdbsr.api import convert, prepare
 from fxdbsr.commands.output import add_json, check_outputs, put
 from fxdbsr.commands.source import default_shape, load_model, parse_block, parse_shape
+from fxdbsr.commands.spread import spread_mask
 from fxdbsr.kernels.choice import BACKENDS
 from fxdbsr.layers import blocked_layers
 from fxdbsr.paired import as_row, paired, provenance
@@ -153,22 +154,6 @@ def converted(
     for layer in blocked_layers(prepared):
         layer.set_mask(spread_mask(layer.grid.shape, sparsity, generator).to(layer.mask.device))
     return convert(prepared, example_inputs=x, backend=backend, tune=tune)
-
-
-def spread_mask(shape: tuple[int, int], sparsity: float, generator: torch.Generator) -> Tensor:
-    """A random bool mask that keeps its blocks evenly over rows and columns, at least one.
-
-    Masks drawn block by block leave channels of which no block is kept; `convert` removes those, and what they
-    feed, and a comparison would flatter the converted model.
-    """
-    rows, columns = shape
-    i, j = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    diagonal = (j - i) % columns if rows >= columns else (i - j) % rows
-    order = (diagonal + torch.rand(shape, generator=generator)).flatten().argsort()
-    mask = torch.zeros(rows * columns, dtype=torch.bool)
-    mask[order[: max(1, round((1 - sparsity) * rows * columns))]] = True
-    i, j = (torch.randperm(size, generator=generator) for size in shape)
-    return mask.view(shape)[i][:, j]
 
 
 def frozen(dense: nn.Module, x: Tensor) -> Callable[[], Any]:
