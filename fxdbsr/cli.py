@@ -28,8 +28,8 @@ examples:
   fxdbsr bench resnet50 --sparsity 0.5,0.7,0.9 --batch 1,8
   fxdbsr COMMAND --help
 
-Every command takes --json, prints plain text, and exits with 0, or with 2 and one line on stderr where something is
-wrong with what it was given. sparsity is the fraction that is zero; 1 MAC is 1 multiply-accumulate, 2 FLOPs.
+--json gives JSON in place of words. Commands print plain text, and exit with 0, or with 2 and one line on stderr where
+something is wrong with what they were given. sparsity is the fraction that is zero; 1 MAC is 2 FLOPs.
 """
 
 

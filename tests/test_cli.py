@@ -275,7 +275,7 @@ def test_help_teaches_by_examples_that_parse(command: str, capsys: pytest.Captur
         _, name, *arguments = shlex.split(example)
         parser, _ = _parser([name])
         assert parser.parse_args([name, *arguments]).command == command
-    assert "--json" in text
+    assert "JSON" in text
 
 
 def test_no_command_prints_help_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
