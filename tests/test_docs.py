@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,15 @@ def test_the_pages_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.
                     assert main(arguments) == 0, command
 
 
-def test_every_block_of_code_is_of_a_kind_that_a_test_runs_or_is_no_code() -> None:
+def test_every_other_block_parses_or_is_no_code() -> None:
+    parsers = {"toml": tomllib.loads, "json": json.loads}
     for page in PAGES:
-        for language, _ in BLOCK.findall(page.read_text()):
-            assert language in ("python", "sh", "text") or language.startswith("{"), f"{page.name}: {language!r}"
+        for language, code in BLOCK.findall(page.read_text()):
+            if language in parsers:
+                parsers[language](code)
+            else:
+                known = language in ("python", "sh", "text") or language.startswith("{")
+                assert known, f"{page.name}: no test runs a block of {language!r}"
 
 
 def test_the_walk_through_runs_on_a_smaller_network(
