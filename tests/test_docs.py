@@ -56,7 +56,7 @@ def test_every_other_block_parses_or_is_no_code() -> None:
             if language in parsers:
                 parsers[language](code)
             else:
-                known = language in ("python", "sh", "text") or language.startswith("{")
+                known = language in ("python", "sh", "text", "") or language.startswith("{")
                 assert known, f"{page.name}: no test runs a block of {language!r}"
 
 
