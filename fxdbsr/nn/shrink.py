@@ -21,8 +21,8 @@ class Cut:
 
     Attributes:
         outputs: output channels that stay.
-        inputs: input channels that stay; whole groups where there are several.
-        groups: number of groups that stay.
+        inputs: input channels that stay.
+        groups: number of groups that stay; each keeps equally many outputs, and equally many inputs.
         absorbed: `[O]` float64, what the inputs that go add to each old output.
     """
 
@@ -84,8 +84,9 @@ def norm_constant(norm: _BatchNorm, held: Tensor) -> Tensor:
 def cut_weight(layer: nn.Module, cut: Cut) -> Tensor:
     """What is left of the weight, as `[O', I'/groups', *kernel]`."""
     weight = out_in(layer)
-    weight = weight[cut.outputs.to(weight.device)]
-    return weight if whole_grid(layer).groups > 1 else weight[:, cut.inputs.to(weight.device)]
+    outputs = cut.outputs.to(weight.device).view(cut.groups, -1, 1)
+    inputs = cut.inputs.to(weight.device).view(cut.groups, 1, -1) % weight.shape[1]
+    return weight[outputs, inputs].flatten(0, 1)
 
 
 def cut_grid(layer: nn.Module, grid: BlockGrid, cut: Cut) -> BlockGrid:
@@ -129,13 +130,18 @@ def cut_layer_(layer: nn.Module, cut: Cut) -> None:
         layer.register_buffer("mask", torch.ones(new.shape, dtype=torch.bool, device=old.device))
 
 
-def cut_norm_(norm: _BatchNorm, keep: Tensor) -> None:
-    """Cut the channels of a batch norm, in place, to those at the positions `keep`."""
-    for name, tensor in [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]:
+def cut_channelwise_(module: nn.Module, keep: Tensor) -> None:
+    """Cut the channels of a norm, or of another module with a number for each, in place, to those at `keep`."""
+    number = len(keep)
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * number // module.num_channels
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if tensor.dim() == 1:
             cut = tensor.detach()[keep.to(tensor.device)]
             if isinstance(tensor, nn.Parameter):
-                norm.register_parameter(name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+                module.register_parameter(name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
             else:
-                norm.register_buffer(name, cut)
-    norm.num_features = len(keep)
+                module.register_buffer(name, cut)
+    for name in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(module, name):
+            setattr(module, name, number)
