@@ -64,19 +64,20 @@ class Split:
             return
         sizes = [kept.count(labels) for labels in self.parts]
         with self.node.graph.inserting_before(self.node):
-            new = self.node.graph.call_function(torch.split, (_first(self.node), sizes, self.axis))
+            new = self.node.graph.call_function(torch.split, (first_argument(self.node), sizes, self.axis))
         replace(self.node, new)
 
 
 @dataclass(frozen=True)
 class Pick:
-    """`node` takes the channels `index` of `source`, whose channels are `labels`: those of them that are left.
+    """`node` takes the channels `index` of what `entry` reads, whose channels are `labels`: those that are left.
 
-    A slice where they are neighbours and in order, `torch.index_select` otherwise.
+    A slice where they are neighbours and in order, `torch.index_select` otherwise. `entry` is the first of the nodes
+    that lead to `node`, or itself.
     """
 
     node: fx.Node
-    source: fx.Node
+    entry: fx.Node
     labels: Tensor
     index: Tensor
     axis: int
@@ -92,11 +93,11 @@ class Pick:
         graph = self.node.graph
         with graph.inserting_before(self.node):
             if bool((index.diff() == 1).all()):
-                arguments = (self.source, self.axis, int(index[0]), len(index))
+                arguments = (first_argument(self.entry), self.axis, int(index[0]), len(index))
                 new = graph.call_function(torch.narrow, arguments)
             else:
                 order = add_buffer(model, f"{self.node.name}_order", index)
-                new = graph.call_function(torch.index_select, (self.source, self.axis, order))
+                new = graph.call_function(torch.index_select, (first_argument(self.entry), self.axis, order))
         replace(self.node, new)
 
 
@@ -198,5 +199,6 @@ def _with(container: Any, path: list[int | str], value: Any) -> Any:
     return tuple(_with(item, rest, value) if i == head else item for i, item in enumerate(container))
 
 
-def _first(node: fx.Node) -> Any:
+def first_argument(node: fx.Node) -> Any:
+    """What `node` reads first."""
     return node.args[0] if node.args else node.kwargs["input"]

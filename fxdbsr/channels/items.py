@@ -91,7 +91,7 @@ def select(op: Op, facts: Facts) -> Any:
 def _picked(op: Op, x: Value, index: torch.Tensor, facts: Facts) -> Value | None:
     if op.node in facts.frozen_memory or not len(index):
         return None
-    facts.edits.append(Pick(op.node, op.node.args[0], x.labels, index, x.axis))  # type: ignore[arg-type]
+    facts.edits.append(Pick(op.node, op.node, x.labels, index, x.axis))
     return x.take(index)
 
 

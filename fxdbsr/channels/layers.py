@@ -43,19 +43,18 @@ class Link:
 
         Groups stay equal: each that stays keeps as many inputs, and as many outputs, as the one that needs most.
         """
+        outputs = self.output.view(self.groups, -1)
         if self.input is None:
-            if self.groups > 1:
-                need[root[self.output]] = True
+            if self.groups > 1 and need[root[outputs]].any():
+                fill(need, root, outputs)
             return
-        inputs = self.input.labels
-        wanted = need[root[self.output]].view(self.groups, -1, 1)
-        read = (self.reads.view(self.groups, wanted.shape[1], -1) & wanted).any(1).flatten()
+        inputs = self.input.labels.view(self.groups, -1)
+        read = (self.reads.view(*outputs.shape, -1) & need[root[outputs]][..., None]).any(1)
         need[root[inputs[read]]] = True
         if self.groups > 1:
-            sides = [side.view(self.groups, -1) for side in (inputs, self.output)]
-            alive = torch.stack([need[root[side]].any(1) for side in sides]).any(0)
-            for side in sides:
-                fill(need, root, side[alive])
+            alive = need[root[inputs]].any(1) | need[root[outputs]].any(1)
+            fill(need, root, inputs[alive])
+            fill(need, root, outputs[alive])
 
 
 def fill(need: Tensor, root: Tensor, labels: Tensor) -> None:

@@ -77,7 +77,7 @@ def prelu(op: Op, facts: Facts) -> Any:
     if not isinstance(op.x, Value) or op.module is None or op.module.num_parameters != 1:
         return None
     assert isinstance(op.module.weight, Tensor)
-    return op.x.holding(torch.where(op.x.constant < 0, op.x.constant * float(op.module.weight), op.x.constant))
+    return op.x.holding(torch.where(op.x.constant < 0, op.x.constant * float(op.module.weight.detach()), op.x.constant))
 
 
 def binary(op: Op, facts: Facts) -> Any:

@@ -16,7 +16,8 @@ from fxdbsr.channels.facts import Facts, Op
 from fxdbsr.channels.values import Dim, Folded, Shape, Size, Value
 
 _ARITHMETIC = {
-    operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg, int,
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
+    operator.pow, int,
 }  # fmt: skip
 
 

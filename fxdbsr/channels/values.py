@@ -82,13 +82,13 @@ class Folded:
     """Channels over several axes, between the view that split them and the one that joins them again.
 
     Attributes:
-        source: the last node with its channels along one axis, and `value` what is known of it.
-        index: `[*sizes of axes]` int64, the channel of `source` at each place.
+        entry: the view that split them, and `value` what is known of what it reads.
+        index: `[*sizes of axes]` int64, the channel of `value` at each place.
         axes: of the tensor, ascending, over which the channels lie.
         shape: the sizes of the tensor.
     """
 
-    source: fx.Node
+    entry: fx.Node
     value: Value
     index: Tensor
     axes: tuple[int, ...]

@@ -63,8 +63,8 @@ def reshaped(op: Op, sizes: list[Dim], paths: list[Path] | None, facts: Facts) -
             facts.edits.append(SetNumber(op.node, paths[middle[0]], x.labels))
         return x.placed(middle[0], shape)
     index = (x.index if isinstance(x, Folded) else torch.arange(count)).reshape([shape[i] for i in middle])  # type: ignore
-    value, source = (x.value, x.source) if isinstance(x, Folded) else (x, op.node.args[0])
-    return joined(op, Folded(source, value, index, middle, shape), facts)  # type: ignore[arg-type]
+    value, entry = (x.value, x.entry) if isinstance(x, Folded) else (x, op.node)
+    return joined(op, Folded(entry, value, index, middle, shape), facts)
 
 
 def _with_unknown(
@@ -142,7 +142,7 @@ def joined(op: Op, x: Folded, facts: Facts) -> Any:
     if others[0] != others[1] or axis != x.value.axis or op.node in facts.frozen_memory:
         return None
     index = x.index.flatten()
-    facts.edits.append(Pick(op.node, x.source, x.value.labels, index, axis))
+    facts.edits.append(Pick(op.node, x.entry, x.value.labels, index, axis))
     return x.value.take(index)
 
 
@@ -157,7 +157,7 @@ def moved(op: Op, facts: Facts) -> Any:
         return None if x.flat else x.placed(order.index(x.axis), shape)
     places = [order.index(axis) for axis in x.axes]
     turned = sorted(range(len(places)), key=places.__getitem__)
-    return joined(op, Folded(x.source, x.value, x.index.permute(turned), tuple(sorted(places)), shape), facts)
+    return joined(op, Folded(x.entry, x.value, x.index.permute(turned), tuple(sorted(places)), shape), facts)
 
 
 def _order(op: Op, rank: int) -> list[int] | None:
@@ -208,4 +208,4 @@ def channel_shuffle(op: Op, facts: Facts) -> Any:
     if not isinstance(x, Value) or x.axis != 1 or x.shape is None or x.flat or not isinstance(groups, int):
         return None
     index: Tensor = torch.arange(len(x.labels)).view(groups, -1).t().flatten()
-    return joined(op, Folded(op.node.args[0], x, index, (1,), x.shape), facts)  # type: ignore[arg-type]
+    return joined(op, Folded(op.node, x, index, (1,), x.shape), facts)
