@@ -1,4 +1,4 @@
-"""Traced models: the tracer, graph modules that keep their model's state, and reading and editing graphs.
+"""Traced models: graph modules that keep their model's state, and reading and editing graphs.
 
 `torch.fx` bakes what the Python code does into the graph, `if self.training` among it. A model is therefore
 traced in both modes. Where the two graphs agree, a `TracedModule` holds the one; where they differ (auxiliary
@@ -10,15 +10,14 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import BuiltinFunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
-_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+from fxdbsr.tracer import Tracer, values_are_tensors
+
+STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -31,76 +30,68 @@ _HOOKS = (
 )
 
 
-class _Proxy(fx.Proxy):
-    """Keeps `x += y` a write in place: torch.fx turns it into `x = x + y`, other memory and another meaning."""
+class _Modal(nn.Module):
+    """Keeps modules in the mode in which `root.train(mode)` left them, as where a model freezes its norms.
+
+    Attributes:
+        against: for each mode of the whole, the names of the modules that are in the other one.
+    """
+
+    against: dict[bool, list[str]]
+
+    def train(self, mode: bool = True) -> Any:
+        """As nn.Module, but for the modules of `against`."""
+        super().train(mode)
+        modules = dict(self.named_modules(remove_duplicate=False))
+        for name in self.against[mode]:
+            if name in modules:
+                modules[name].training = not mode
+        return self
 
 
-def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        proxy: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, other), {})
-        return proxy
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class Tracer(fx.Tracer):
-    """Keeps every conv and linear layer whole, whatever module defines its class."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """As torch.fx, with writes in place kept."""
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """True for layers that appear in the graph as one call."""
-        return (
-            isinstance(m, _ConvNd | nn.Linear)
-            or getattr(m, "is_leaf_in_trace", False)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._constants: set[str] = set()
-
-    def create_arg(self, a: Any) -> Any:
-        """As torch.fx; a tensor that the forward makes is named as in an earlier trace that made the same."""
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
-            for name, known in self.root.__dict__.items():
-                if name.startswith("_tensor_constant") and name not in self._constants and _same_constant(known, a):
-                    self.tensor_attrs[a] = name
-                    break
-        made = super().create_arg(a)
-        if isinstance(made, fx.Node) and made.op == "get_attr":
-            self._constants.add(str(made.target))
-        return made
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """As torch.fx, with `conv(input=x)` written as `conv(x)`, which is what passes and hooks read."""
-        if not args and "input" in kwargs and (isinstance(m, _ConvNd) or m.__module__.startswith("torch.nn.")):
-            kwargs = dict(kwargs)
-            args = (kwargs.pop("input"),)
-        return super().call_module(m, forward, args, kwargs)
+def _against(root: nn.Module) -> dict[bool, list[str]]:
+    modes = [(module, module.training) for module in root.modules()]
+    found = {}
+    for mode in (True, False):
+        root.train(mode)
+        found[mode] = [name for name, module in root.named_modules() if module.training != mode]
+    for module, mode in modes:
+        module.training = mode
+    return found
 
 
-def _same_constant(a: Any, b: Tensor) -> bool:
-    kinds = [(t.dtype, t.device, t.shape) for t in (a, b) if isinstance(t, Tensor)]
-    return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(a, b)
+class LoweredModule(fx.GraphModule):
+    """A GraphModule whose copies keep its hooks and plain attributes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
+        new = super().__deepcopy__(memo)
+        assert isinstance(new, LoweredModule)
+        for name, value in self.__dict__.items():
+            if name in self._copied() or name not in new.__dict__:
+                new.__dict__[name] = copy.deepcopy(value, memo)
+        new.training = self.training
+        type(new).__name__ = type(self).__name__
+        return new
+
+    def __reduce__(self) -> Any:
+        rebuild, arguments = super().__reduce__()[:2]
+        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in self._copied()}, self.training)
+
+    def _copied(self) -> tuple[str, ...]:
+        """Attributes that a GraphModule's own copy would lose or cut down to what its graph refers to."""
+        return _HOOKS
 
 
-class TracedModule(fx.GraphModule):
+class TracedModule(_Modal, LoweredModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str | None = None) -> None:
+        self.__dict__["against"] = {True: [], False: []}
         super().__init__(root, graph, class_name or type(root).__name__)
+        self.against = _against(root)
         constants = {
             node.target: root.__dict__[node.target]
             for node in graph.nodes
@@ -112,18 +103,8 @@ class TracedModule(fx.GraphModule):
             self.register_buffer(name, constant, persistent=False)
         self.training = root.training
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
-        new = super().__deepcopy__(memo)
-        assert isinstance(new, TracedModule)
-        for part in (*_STATE, *_HOOKS):
-            new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
-        new.training = self.training
-        type(new).__name__ = type(self).__name__
-        return new
-
-    def __reduce__(self) -> Any:
-        rebuild, arguments = super().__reduce__()[:2]
-        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in (*_STATE, *_HOOKS)}, self.training)
+    def _copied(self) -> tuple[str, ...]:
+        return (*STATE, *_HOOKS, "against")
 
 
 def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
@@ -133,11 +114,12 @@ def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str,
     return module
 
 
-class TwoGraphModule(nn.Module):
+class TwoGraphModule(_Modal):
     """One state, two graphs: a call runs `graph_module(self.training)`."""
 
     def __init__(self, root: nn.Module, training_graph: fx.Graph, eval_graph: fx.Graph) -> None:
         super().__init__()
+        self.against = _against(root)
         _share_state(root, self)
         name = type(root).__name__
         parts = [TracedModule(root, graph, name) for graph in (eval_graph, training_graph)]
@@ -162,7 +144,7 @@ class TwoGraphModule(nn.Module):
 
 
 def _share_state(root: nn.Module, other: nn.Module) -> None:
-    for part in _STATE:
+    for part in STATE:
         other.__dict__[part] = root.__dict__[part]
 
 
@@ -200,10 +182,12 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     modes = [(module, module.training) for module in root.modules()]
     root.train(training)
     try:
-        return Tracer().trace(root, concrete_args)
+        with values_are_tensors():
+            return Tracer().trace(root, concrete_args)
     except Exception as error:
         asked = "training" if training else "eval"
-        raise ValueError(f"{type(root).__name__} cannot be traced by torch.fx in {asked} mode: {error}") from error
+        cause = str(error).partition(". ")[0]  # torch.fx goes on with advice
+        raise ValueError(f"{type(root).__name__} cannot be traced by torch.fx in {asked} mode: {cause}") from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -211,31 +195,6 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
 
 def _code(graph: fx.Graph) -> str:
     return graph.python_code("self").src
-
-
-@contextmanager
-def unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model`, and its graphs, back as they were where the body raises.
-
-    The body may replace tensors, modules, classes and nodes; it does not write into tensors.
-    """
-    modules = [*dict.fromkeys([*model.modules(), *(part for _, part in graph_modules(model))])]
-    before = [(module, type(module), dict(module.__dict__)) for module in modules]
-    contents = [(state[part], copy.copy(state[part])) for _, _, state in before for part in _STATE if part in state]
-    graphs = [(module, copy.deepcopy(module.graph)) for module in modules if isinstance(module, fx.GraphModule)]
-    try:
-        yield
-    except BaseException:
-        for module, kind, state in before:
-            module.__class__ = kind
-            module.__dict__.clear()
-            module.__dict__.update(state)
-        for found, content in contents:
-            found.clear()
-            found.update(content)
-        for module, graph in graphs:
-            module.graph = graph
-        raise
 
 
 def unwrap(model: nn.Module) -> nn.Module:

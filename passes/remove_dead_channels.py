@@ -75,8 +75,8 @@ def keep_whole_blocks(link: Link, flow: Flow, need: Tensor) -> bool:
     cut = cut_of(link, flow.kept(need), absorb=False) if isinstance(layer, ScaledLayer) else None
     if cut is None or not isinstance(layer, ScaledLayer):
         return False
-    after = kept_weights(cut_grid(layer, layer.grid, cut), cut_weight(layer, cut))
-    if after <= kept_weights(layer.grid, out_in(layer)):
+    after = kept_weights(cut_grid(layer.grid, cut), cut_weight(link.nonzero, cut))
+    if after <= kept_weights(layer.grid, link.nonzero):
         return False
     count = int(need.sum())
     sides = [(link.output, list(layer.grid.rows()))]

@@ -78,6 +78,8 @@ class Flow:
             return Stored(found) if isinstance(found, Tensor) else None
         if sizes.reads_sizes(node):
             return sizes.read_sizes(op, self.facts, self._live)
+        if sizes.reads_no_channels(node):
+            return sizes.rank_of(op)
         number = sizes.computed(op)
         if number is not None:
             return number

@@ -14,7 +14,7 @@ from fxdbsr.channels.values import UNKNOWN, Dim, Size, Value, after_window
 from fxdbsr.nn.scaled import ScaledLayer, plain_type, why_unscalable
 from fxdbsr.nn.shrink import from_constants, ignores_border, norm_constant, out_in, whole_grid
 
-BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, nn.SyncBatchNorm)
 CHANNELWISE = (*BATCH_NORMS, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, nn.GroupNorm, nn.PReLU)
 
 
@@ -28,7 +28,8 @@ class Link:
         input: the value that it reads, one label for each of its input channels; None where not known.
         output: labels of its output channels.
         constant: `[O]` float64, what they hold, NaN where not known.
-        reads: `[O, I/groups]` bool, the weights that are not zero, but for constants that the bias can absorb.
+        nonzero: `[O, I/groups]` bool, the weights that are not zero at every tap.
+        reads: the same, but for constants that the bias can absorb.
     """
 
     layer: nn.Module
@@ -36,6 +37,7 @@ class Link:
     input: Value | None
     output: Tensor
     constant: Tensor
+    nonzero: Tensor
     reads: Tensor
 
     def spread(self, need: Tensor, root: Tensor) -> None:
@@ -105,7 +107,7 @@ def input_of(layer: nn.Module, x: Any, channels: int) -> Value | None:
 def link_of(layer: nn.Module, x: Value | None, output: Tensor, calls: int) -> Link:
     """The call of `layer`, one of `calls`, on `x` (as `input_of` gives it), whose outputs are labelled `output`."""
     weight, sizes = out_in(layer), whole_grid(layer)
-    nonzero = (weight.ne(0).flatten(2).any(2) if weight.dim() > 2 else weight.ne(0)).cpu()
+    nonzero = (weight.flatten(2).ne(0).any(2) if weight.dim() > 2 else weight.ne(0)).cpu()
     held = torch.full((sizes.in_channels,), UNKNOWN, dtype=torch.float64) if x is None else x.constant
     if not ignores_border(layer):
         held = held.where(held == 0, UNKNOWN)
@@ -117,7 +119,7 @@ def link_of(layer: nn.Module, x: Value | None, output: Tensor, calls: int) -> Li
         constant = constant + layer.bias.detach().double().cpu()
     absorbed = by_group == 0 if calls > 1 else ~by_group.isnan()
     reads = (grouped & ~absorbed[:, None]).flatten(0, 1)
-    return Link(layer, sizes.groups, x, output, constant, reads)
+    return Link(layer, sizes.groups, x, output, constant, nonzero, reads)
 
 
 def output_of(link: Link, x: Any, source: str, name: str) -> Value:

@@ -13,12 +13,29 @@ from torch import fx
 
 from fxdbsr.channels.edits import KeepNumber
 from fxdbsr.channels.facts import Facts, Op
-from fxdbsr.channels.values import Dim, Folded, Shape, Size, Value
+from fxdbsr.channels.values import OPAQUE, Dim, Folded, Shape, Size, Value
 
 _ARITHMETIC = {
     operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
     operator.pow, int,
 }  # fmt: skip
+
+
+_SAFE = {"ndim", "dtype", "device", "is_cuda", "layout", "itemsize", "requires_grad"}
+_SAFE_METHODS = {"dim", "ndimension", "get_device", "element_size", "is_contiguous", "is_floating_point"}
+
+
+def reads_no_channels(node: fx.Node) -> bool:
+    """True where the result of `node` depends neither on what a tensor holds nor on how many channels it has."""
+    if node.target is getattr:
+        return len(node.args) == 2 and node.args[1] in _SAFE
+    return node.op == "call_method" and node.target in _SAFE_METHODS
+
+
+def rank_of(op: Op) -> Any:
+    """`x.ndim` of a known value, else something unknown."""
+    rank = op.node.args[1] == "ndim" if op.node.target is getattr else op.node.target in ("dim", "ndimension")
+    return len(op.x.shape) if rank and isinstance(op.x, Value | Folded) and op.x.shape is not None else OPAQUE
 
 
 def reads_sizes(node: fx.Node) -> bool:
