@@ -25,7 +25,7 @@ class PackedConv(nn.Module):
     """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
 
     Args:
-        weight: dense weight as the conv stores it; its blocks that are zero are dropped.
+        packed: `values`, `crow_indices`, `col_indices` of the blocks that are kept (`BlockGrid.pack`).
         bias: `[O]` or None.
         grid: the blocks of the weight.
         stride, dilation: as in nn.Conv2d, one int an axis.
@@ -47,7 +47,7 @@ class PackedConv(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor,
+        packed: tuple[Tensor, Tensor, Tensor],
         bias: Tensor | None,
         grid: BlockGrid,
         stride: Sequence[int],
@@ -63,11 +63,8 @@ class PackedConv(nn.Module):
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
-        keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
-        values, crow_indices, col_indices = grid.pack(weight.detach(), keep)
-        self.register_buffer("values", values)
-        self.register_buffer("crow_indices", crow_indices)
-        self.register_buffer("col_indices", col_indices)
+        for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
+            self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.engine, self.reason = "", ""
         self.choose_engine()
