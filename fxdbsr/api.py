@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
+from fxdbsr.converted import ConvertedModule
 from fxdbsr.graph import (
     TracedModule,
     TwoGraphModule,
@@ -148,7 +149,7 @@ def convert(
     block_size: Any = None,
     tune: bool = False,
     inplace: bool = False,
-) -> fx.GraphModule:
+) -> ConvertedModule:
     """Lower `model` for inference: scales and batch norms folded, zero blocks dropped, epilogues fused.
 
     Only blocks that are exactly zero go, so the outputs equal those of `model.eval()` within floating-point
@@ -199,7 +200,7 @@ def convert(
         if not isinstance(traced, fx.GraphModule):  # only parts of it were prepared
             traced = trace_eval(source)
         run(CONVERT, traced, lowering)
-        converted = fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+        converted = ConvertedModule.of(traced)
         share_hooks(source, converted)
         return converted
 
