@@ -151,6 +151,7 @@ class TracedModule(_LikeRoot, fx.GraphModule):
 
 def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str, Any]) -> TracedModule:
     plain = reduce_graph_module(*arguments)
+    assert isinstance(plain, fx.GraphModule)
     module = kind(plain, plain.graph, name)
     module.__dict__.update(kept)
     return module

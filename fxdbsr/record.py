@@ -59,7 +59,8 @@ def graph_from(record: Any, traced: Iterable[fx.Graph]) -> fx.Graph:
     functions = {name_of(f): f for f in PASSES_CALL}
     functions |= {name_of(node.target): node.target for node in calls if node.op == "call_function"}
     methods = {*PASSES_CALL_METHODS, *(node.target for node in calls if node.op == "call_method")}
-    graph, nodes = fx.Graph(), {}
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
     try:
         for op, name, target, args, kwargs in record:
             _check(op, name, target)

@@ -171,7 +171,7 @@ class PackedConv(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         # in the order of the axes, whatever order the engine reads: safetensors takes no other
         destination[f"{prefix}values"] = destination[f"{prefix}values"].contiguous()
 
