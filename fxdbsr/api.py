@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from fxdbsr.baking import bake_weights
 from fxdbsr.config import BlockConfig, as_block_size, as_form
+from fxdbsr.converted import ConvertedModule
 from fxdbsr.graph import TwoGraphModule, trace_eval, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
-from fxdbsr.lowered import lowered
+from fxdbsr.lowered import dense_module, lowered
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked
 from fxdbsr.passes import CONVERT, TO_DENSE
@@ -92,7 +94,7 @@ def convert(
 
     Args:
         model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
-            of zeros.
+            of zeros, also by `torch.nn.utils.prune`, `torch.ao.pruning` or a parametrization.
         example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
@@ -127,21 +129,25 @@ def convert(
     with unchanged_on_error(model) if inplace else nullcontext():
         source = model if inplace else _copied(model)
         if not is_prepared:
+            bake_weights(source.eval())
             source = prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
         weight = next(p for p in source.parameters() if p.is_floating_point())
         check_available(backend, weight.dtype, weight.device)
-        return lowered(source.eval(), CONVERT, lowering)
+        return lowered(source.eval(), CONVERT, lowering, ConvertedModule.of)
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """The ordinary dense model behind a prepared or converted one: layers of `torch.nn`, zeros in their weights.
+    """The ordinary dense model behind a prepared or converted one, without the channels that are dead.
+
+    What is left are layers of `torch.nn`, zeros in their weights, which `torch.onnx.export` and any other tool
+    takes. Batch norms that conversion folded stay folded.
 
     Args:
         model: prepared, or converted; stays as it is.
 
     Returns:
-        A `torch.fx.GraphModule` in eval mode that computes the same; a module with such parts for a model that
-        torch.fx cannot trace as a whole.
+        A `torch.fx.GraphModule` in eval mode that computes the same and can be trained on; a module with such parts
+        for a model that torch.fx cannot trace as a whole.
 
     Raises:
         TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named).
@@ -153,11 +159,13 @@ def to_dense(model: nn.Module) -> nn.Module:
         isinstance(module, fx.GraphModule | TwoGraphModule | Blocked | PackedConv) for module in source.modules()
     ):
         raise ValueError(f"model: expected a prepared or converted model, got {type(source).__name__}")
-    return lowered(_copied(source).eval(), TO_DENSE, Lowering("dense"))
+    return lowered(_copied(source).eval(), TO_DENSE, Lowering("dense"), dense_module)
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    # what a forward computed and left on a module, as torch.nn.utils.prune does, cannot be copied with its history
+    kept = [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, Tensor)]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
     except Exception as error:
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}; pass inplace=True") from error

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import reduce_graph_module
 
 from fxdbsr.tracer import Tracer, values_are_tensors
 
@@ -30,68 +31,33 @@ _HOOKS = (
 )
 
 
-class _Modal(nn.Module):
-    """Keeps modules in the mode in which `root.train(mode)` left them, as where a model freezes its norms.
+class _LikeRoot(nn.Module):
+    """Changes its mode as the traced model does: by that model's own `train`, where its class has one."""
 
-    Attributes:
-        against: for each mode of the whole, the names of the modules that are in the other one.
-    """
+    def follow(self, root: nn.Module) -> None:
+        """Take the mode of `root`, whose state this module shares, and keep it for its `train`."""
+        self.training = root.training
+        if type(root).train not in (nn.Module.train, _LikeRoot.train):
+            self.__dict__["_root"] = root  # past nn.Module, to which it would be one more submodule
 
-    against: dict[bool, list[str]]
-
-    def train(self, mode: bool = True) -> Any:
-        """As nn.Module, but for the modules of `against`."""
-        super().train(mode)
-        modules = dict(self.named_modules(remove_duplicate=False))
-        for name in self.against[mode]:
-            if name in modules:
-                modules[name].training = not mode
+    def train(self, mode: bool = True) -> Self:
+        """As the traced model; what it keeps frozen stays so."""
+        root = self.__dict__.get("_root")
+        if root is None:
+            return super().train(mode)
+        root.train(mode)
+        self.training = root.training
         return self
 
 
-def _against(root: nn.Module) -> dict[bool, list[str]]:
-    modes = [(module, module.training) for module in root.modules()]
-    found = {}
-    for mode in (True, False):
-        root.train(mode)
-        found[mode] = [name for name, module in root.named_modules() if module.training != mode]
-    for module, mode in modes:
-        module.training = mode
-    return found
-
-
-class LoweredModule(fx.GraphModule):
-    """A GraphModule whose copies keep its hooks and plain attributes."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
-        new = super().__deepcopy__(memo)
-        assert isinstance(new, LoweredModule)
-        for name, value in self.__dict__.items():
-            if name in self._copied() or name not in new.__dict__:
-                new.__dict__[name] = copy.deepcopy(value, memo)
-        new.training = self.training
-        type(new).__name__ = type(self).__name__
-        return new
-
-    def __reduce__(self) -> Any:
-        rebuild, arguments = super().__reduce__()[:2]
-        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in self._copied()}, self.training)
-
-    def _copied(self) -> tuple[str, ...]:
-        """Attributes that a GraphModule's own copy would lose or cut down to what its graph refers to."""
-        return _HOOKS
-
-
-class TracedModule(_Modal, LoweredModule):
+class TracedModule(_LikeRoot, fx.GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str | None = None) -> None:
-        self.__dict__["against"] = {True: [], False: []}
         super().__init__(root, graph, class_name or type(root).__name__)
-        self.against = _against(root)
         constants = {
             node.target: root.__dict__[node.target]
             for node in graph.nodes
@@ -101,30 +67,43 @@ class TracedModule(_Modal, LoweredModule):
         for name, constant in constants.items():
             del root.__dict__[name]
             self.register_buffer(name, constant, persistent=False)
-        self.training = root.training
+        self.follow(root)
 
-    def _copied(self) -> tuple[str, ...]:
-        return (*STATE, *_HOOKS, "against")
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        new = super().__deepcopy__(memo)
+        assert isinstance(new, TracedModule)
+        new.__dict__.update(copy.deepcopy(self._kept(), memo))
+        type(new).__name__ = type(self).__name__
+        return new
+
+    def _kept(self) -> dict[str, Any]:
+        """What a plain GraphModule forgets."""
+        parts = (*STATE, *_HOOKS, "training", "_root", "_plain", *self.__dict__.get("_plain", ()))
+        return {part: self.__dict__[part] for part in parts if part in self.__dict__}
+
+    def __reduce__(self) -> Any:
+        kind = next(base for base in type(self).__mro__ if "<locals>" not in base.__qualname__)
+        return _restore, (kind, type(self).__name__, super().__reduce__()[1], self._kept())
 
 
-def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
-    module = rebuild(*arguments)
-    module.__dict__.update(state)
-    module.training = mode
+def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str, Any]) -> TracedModule:
+    plain = reduce_graph_module(*arguments)
+    assert isinstance(plain, fx.GraphModule)
+    module = kind(plain, plain.graph, name)
+    module.__dict__.update(kept)
     return module
 
 
-class TwoGraphModule(_Modal):
+class TwoGraphModule(_LikeRoot):
     """One state, two graphs: a call runs `graph_module(self.training)`."""
 
     def __init__(self, root: nn.Module, training_graph: fx.Graph, eval_graph: fx.Graph) -> None:
         super().__init__()
-        self.against = _against(root)
         _share_state(root, self)
         name = type(root).__name__
         parts = [TracedModule(root, graph, name) for graph in (eval_graph, training_graph)]
         self.__dict__["_parts"] = parts
-        self.training = root.training
+        self.follow(root)
 
     def graph_module(self, training: bool) -> fx.GraphModule:
         """The graph for that mode, over this module's state."""

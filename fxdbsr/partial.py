@@ -61,8 +61,8 @@ def is_layer(module: nn.Module) -> bool:
 
 def as_part(module: nn.Module, part: Part) -> Part:
     """`part` with the plain attributes of `module`, whose place it takes: the code around it may read them."""
-    for name, value in module.__dict__.items():
-        part.__dict__.setdefault(name, value)
+    plain = [name for name in module.__dict__ if name not in part.__dict__]
+    part.__dict__.update({name: module.__dict__[name] for name in plain}, _plain=plain)
     return part
 
 
