@@ -16,6 +16,7 @@ from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.converted import ConvertedModule
 from fxdbsr.graph import (
+    GraphModule,
     TracedModule,
     TwoGraphModule,
     called_module,
@@ -231,7 +232,7 @@ def to_dense(model: nn.Module) -> fx.GraphModule:
     if not isinstance(traced, fx.GraphModule):
         raise ValueError(f"model: expected a prepared or converted model, got {type(model).__name__}")
     run(TO_DENSE, traced, Lowering("dense"))
-    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval().requires_grad_()
+    return GraphModule(traced, traced.graph, type(traced).__name__).eval().requires_grad_()
 
 
 def check_block_size(model: nn.Module, block_size: Any) -> None:

@@ -12,15 +12,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.graph import TracedModule, called_module
+from fxdbsr.graph import GraphModule, TracedModule, called_module
 from fxdbsr.nn.packed import PackedConv, one_warning
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
 
 STATE = "_extra_state"  # torch's name for it
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SCALARS = ("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad")
 
 
@@ -31,7 +31,7 @@ class ConvertedModule(TracedModule):
     def of(cls, model: fx.GraphModule) -> ConvertedModule:
         """The converted module over what the graph of `model` reads."""
         name = type(model).__name__
-        return cls(fx.GraphModule(model, model.graph, name), model.graph, name).eval()
+        return cls(GraphModule(model, model.graph, name), model.graph, name).eval()
 
     def get_extra_state(self) -> Tensor:
         """The record as JSON in a uint8 tensor."""
@@ -91,8 +91,8 @@ def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
         return {"kind": "PackedConv"} | own | shared
     if type(layer) in SCALED:
         return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared
-    if isinstance(layer, _BatchNorm):
-        return {"kind": "norm", "num_features": layer.num_features}
+    if type(layer) in NORMS:
+        return {"kind": type(layer).__name__, "arguments": norm_arguments(layer)}
     if type(layer).__module__.startswith("fxdbsr."):
         raise ValueError(f"{name}: no record describes a {type(layer).__name__}")
     return None
@@ -105,6 +105,12 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
         names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
         names += ["padding_mode", *(["output_padding"] if layer.transposed else [])]
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
+def norm_arguments(norm: nn.Module) -> dict[str, Any]:
+    """The arguments with which the class of `norm`, a batch norm of torch's own, makes its like."""
+    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+    return {name: getattr(norm, name) for name in names}
 
 
 def grid_record(grid: BlockGrid) -> list[Any]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.converted import ConvertedModule, grid_from
-from fxdbsr.graph import TracedModule
+from fxdbsr.converted import NORMS, ConvertedModule, grid_from
+from fxdbsr.graph import GraphModule, TracedModule
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import graph_from
 
-_KINDS = {kind.__name__: kind for kind in SCALED}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*SCALED, *NORMS)}
 
 
 def rebuild(traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor]) -> ConvertedModule:
@@ -51,23 +50,19 @@ def _rebuilt(traced: TracedModule, record: dict[str, Any], state: dict[str, Tens
             raise ValueError(f"{name}: no step of the graph calls this layer")
     if state:
         raise ValueError(f"{next(iter(state))}: the file holds it, and no step of its graph reads it")
-    return ConvertedModule.of(fx.GraphModule(parts, graph, str(record["class"])))
+    return ConvertedModule.of(GraphModule(parts, graph, str(record["class"])))
 
 
 def layer_from(
     about: dict[str, Any] | None, own: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype
 ) -> nn.Module:
     """The layer `name`, which the record is `about`, with the tensors `own`."""
-    if about is not None and about["kind"] == "PackedConv":
-        return packed_from(about, own, name)
-    if about is not None and about["kind"] in _KINDS:
-        return dense_from(about, own, name)
+    if about is not None:
+        return packed_from(about, own, name) if about["kind"] == "PackedConv" else dense_from(about, own, name)
     try:
         module = traced.get_submodule(name)
     except AttributeError as error:
         raise ValueError(f"{name}: the model has no such layer") from error
-    if about is not None:
-        return norm_from(about, own, name, module)
     try:
         module.load_state_dict(own, assign=True)
     except RuntimeError as error:
@@ -102,11 +97,12 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:
     """`layer` in eval mode, with what the report reads."""
-    for key, grid in about["grids"].items():
+    for key, grid in about.get("grids", {}).items():
         if key not in ("grid", "dense_grid"):
             raise ValueError(f"damaged record: {key!r} is no grid")
         setattr(layer, key, grid_from(grid))
-    layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
+    if "kept_channels" in about:
+        layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
     return layer.eval()
 
 
@@ -122,25 +118,12 @@ def check_geometry(grid: BlockGrid, stride: Any, padding: Any, dilation: Any, ac
 
 
 def dense_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:
-    """The conv or linear layer of torch's own that the record is `about`."""
+    """The conv, linear layer or batch norm of torch's own that the record is `about`."""
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in about["arguments"].items()}
     layer = _KINDS[about["kind"]](**arguments, device="meta")
     check(own, {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}, name)
-    for key, tensor in own.items():
-        setattr(layer, key, nn.Parameter(tensor, requires_grad=False))
+    layer.load_state_dict(own, assign=True)
     return marked(layer, about)
-
-
-def norm_from(about: dict[str, Any], own: dict[str, Tensor], name: str, norm: nn.Module) -> nn.Module:
-    """The batch norm `norm` of the dense model with the channels that the record is `about`."""
-    if not isinstance(norm, _BatchNorm):
-        raise ValueError(f"{name}: expected a batch norm, the model has a {type(norm).__name__}")
-    norm.num_features = about["num_features"]
-    check(own, {key: (norm.num_features,) if t.dim() else () for key, t in norm.state_dict().items()}, name)
-    for key, tensor in own.items():
-        is_parameter = key in norm._parameters
-        setattr(norm, key, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-    return norm
 
 
 def tensor_from(state: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype) -> Tensor:

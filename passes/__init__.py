@@ -17,6 +17,7 @@ from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
 from fxdbsr.passes.loosen_views import loosen_views
+from fxdbsr.passes.name_batchnorms import name_batchnorms
 from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
@@ -29,6 +30,7 @@ Options = TypeVar("Options")
 PREPARE = (scale_layers, scale_functions)
 CONVERT = (
     fold_scales,
+    name_batchnorms,
     fold_batchnorms,
     remove_dead_channels,
     loosen_views,
@@ -36,7 +38,7 @@ CONVERT = (
     fuse_epilogues,
     tune_engines,
 )
-TO_DENSE = (fold_scales, remove_dead_channels, unpack_convs)
+TO_DENSE = (fold_scales, name_batchnorms, remove_dead_channels, unpack_convs)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:
