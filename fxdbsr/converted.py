@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
-from fxdbsr.graph import TracedModule, called_module
+from fxdbsr.graph import GraphModule, TracedModule, called_module
 from fxdbsr.nn.packed import PackedConv, one_warning
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
@@ -31,7 +31,7 @@ class ConvertedModule(TracedModule):
     def of(cls, model: fx.GraphModule) -> ConvertedModule:
         """The converted module over what the graph of `model` reads."""
         name = type(model).__name__
-        return cls(fx.GraphModule(model, model.graph, name), model.graph, name).eval()
+        return cls(GraphModule(model, model.graph, name), model.graph, name).eval()
 
     def get_extra_state(self) -> Tensor:
         """The record as JSON in a uint8 tensor."""

@@ -8,13 +8,16 @@ heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
+import weakref
 from collections.abc import Iterator
 from types import BuiltinFunctionType
 from typing import Any, Self
 
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import reduce_graph_module
+from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 
 from fxdbsr.tracer import Tracer, values_are_tensors
 
@@ -50,7 +53,23 @@ class _LikeRoot(nn.Module):
         return self
 
 
-class TracedModule(_LikeRoot, fx.GraphModule):
+class GraphModule(fx.GraphModule):
+    """A graph module whose generated source goes when it goes; torch.fx alone would keep every one for ever."""
+
+    def recompile(self) -> PythonCode:
+        """As torch.fx."""
+        code = super().recompile()
+        forward = type(self).forward
+        weakref.finalize(forward, _forget_source, forward.__code__.co_filename).atexit = False
+        return code
+
+
+def _forget_source(name: str) -> None:
+    _loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
+
+
+class TracedModule(_LikeRoot, GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
@@ -90,6 +109,8 @@ def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str
     plain = reduce_graph_module(*arguments)
     assert isinstance(plain, fx.GraphModule)
     module = kind(plain, plain.graph, name)
+    for passing in (plain, _CodeOnlyModule):  # torch.fx reads the pickled source through one, to write the other
+        _forget_source(passing.forward.__code__.co_filename)
     module.__dict__.update(kept)
     return module
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
 from fxdbsr.converted import ConvertedModule, grid_from
-from fxdbsr.graph import TracedModule
+from fxdbsr.graph import GraphModule, TracedModule
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
 from fxdbsr.nn.packed import PackedConv
@@ -52,7 +52,7 @@ def _rebuilt(traced: TracedModule, record: dict[str, Any], state: dict[str, Tens
             raise ValueError(f"{name}: no step of the graph calls this layer")
     if state:
         raise ValueError(f"{next(iter(state))}: the file holds it, and no step of its graph reads it")
-    return ConvertedModule.of(fx.GraphModule(parts, graph, str(record["class"])))
+    return ConvertedModule.of(GraphModule(parts, graph, str(record["class"])))
 
 
 def layer_from(
@@ -103,11 +103,12 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:
     """`layer` in eval mode, with what the report reads."""
-    for key, grid in about["grids"].items():
+    for key, grid in about.get("grids", {}).items():
         if key not in ("grid", "dense_grid"):
             raise ValueError(f"damaged record: {key!r} is no grid")
         setattr(layer, key, grid_from(grid))
-    layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
+    if "kept_channels" in about:
+        layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
     return layer.eval()
 
 
@@ -123,12 +124,11 @@ def check_geometry(grid: BlockGrid, stride: Any, padding: Any, dilation: Any, ac
 
 
 def dense_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:
-    """The conv or linear layer of torch's own that the record is `about`."""
+    """The conv, linear layer or batch norm of torch's own that the record is `about`."""
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in about["arguments"].items()}
     layer = _KINDS[about["kind"]](**arguments, device="meta")
     check(own, {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}, name)
-    for key, tensor in own.items():
-        setattr(layer, key, nn.Parameter(tensor, requires_grad=False))
+    layer.load_state_dict(own, assign=True)
     return marked(layer, about)
 
 

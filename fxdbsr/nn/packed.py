@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,15 +96,22 @@ class PackedConv(nn.Module):
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
-        self._derived: list[Tensor] = []
+        derived: list[Tensor] = []
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
-            self._derived = [self.grid.unpack(*packed)]
+            derived = [self.grid.unpack(*packed).detach()]
         elif self.engine != "reference":
             module = engine_module(self.engine)
             assert module is not None
             self.values = module.layout(self.values)
-            self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
+            derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
+        self._take_derived()
+        for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
+            self.register_buffer(f"derived{number}", tensor, persistent=False)
+
+    def _take_derived(self) -> dict[str, Tensor]:
+        """Remove and return what the engine derived."""
+        return {name: self._buffers.pop(name) for name in [*self._buffers] if name.startswith("derived")}  # type: ignore
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -132,7 +140,7 @@ class PackedConv(nn.Module):
             state["col_indices"],
             state["bias"],
             residual,
-            self._derived,
+            [tensor for name, tensor in state.items() if name.startswith("derived")],
             *self._sizes,
             activation,
             self.negative_slope,
@@ -141,7 +149,8 @@ class PackedConv(nn.Module):
 
     def _dense(self, x: Tensor) -> Tensor:
         function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
-        weight = self._derived[0]
+        live = torch.is_grad_enabled() and self.values.requires_grad
+        weight = self.weight() if live else self.get_buffer("derived0")
         y: Tensor = function(x, weight, self.bias, self.stride, self.padding, self.dilation, self.grid.groups)
         return y
 
@@ -159,6 +168,7 @@ class PackedConv(nn.Module):
         shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
         # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
         self.values = self.values.permute(order).flatten()
+        derived = self._take_derived()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         flat = self.values.view([shape[axis] for axis in order])
         self.values = flat.permute([order.index(axis) for axis in range(len(order))])
@@ -168,6 +178,8 @@ class PackedConv(nn.Module):
             if self.engine != old:
                 with one_warning() as changes:
                     changes.append(f"from {old} to {self.engine} ({self.reason})")
+        else:
+            self._buffers.update(derived)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
