@@ -18,6 +18,7 @@ from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
 from fxdbsr.passes.loosen_views import loosen_views
 from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.plan_engines import plan_engines
 from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
@@ -34,6 +35,7 @@ CONVERT = (
     loosen_views,
     pack_convs,
     fuse_epilogues,
+    plan_engines,
     tune_engines,
 )
 TO_DENSE = (fold_scales, unpack_convs)

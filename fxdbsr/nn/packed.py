@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import ops
+from fxdbsr.kernels import dense, ops
 from fxdbsr.kernels.choice import choose, engine_module, why_not
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
@@ -37,6 +37,10 @@ class PackedConv(nn.Module):
     Attributes:
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
+        adds_residual: whether its calls pass a residual, as far as conversion knows.
+        input_size: images, height and width that conversion saw, or None.
+        precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
+        form: what tuning found for the Triton engine, arguments of its `tables`.
     """
 
     is_leaf_in_trace = True
@@ -44,6 +48,8 @@ class PackedConv(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     bias: Tensor | None
+    input_size: tuple[int, int, int] | None
+    precision: str | None
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class PackedConv(nn.Module):
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
+        self.adds_residual, self.input_size, self.precision = False, None, None
+        self.form: dict[str, Any] = {}
         keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
         values, crow_indices, col_indices = grid.pack(weight.detach(), keep)
         self.register_buffer("values", values)
@@ -80,8 +88,13 @@ class PackedConv(nn.Module):
 
     def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
-        arguments = (self.grid, self.stride, self.padding, self.dilation)
-        self.engine, self.reason = choose(self.backend, self.density, *arguments, self.values.dtype, self.values.device)
+        geometry = (self.grid, self.stride, self.padding, self.dilation)
+        where = (self.values.dtype, self.values.device)
+        seen: dict[str, Any] = {"size": self.input_size, "bias": self.bias is not None, "residual": self.adds_residual}
+        seen |= {"activation": self.activation, "precision": self.precision}
+        indices = (self.crow_indices, self.col_indices)
+        self.engine, self.reason = choose(self.backend, self.density, *geometry, *where, indices, **seen)
+        self.form = {}
         self.derive()
 
     def use(self, engine: str, reason: str) -> None:
@@ -99,12 +112,16 @@ class PackedConv(nn.Module):
         self._derived: list[Tensor] = []
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
-            self._derived = [self.grid.unpack(*packed)]
+            self._derived = [dense.layout(self.grid.unpack(*packed))]
         elif self.engine != "reference":
             module = engine_module(self.engine)
             assert module is not None
             self.values = module.layout(self.values)
-            self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
+            form = {**self.form}
+            if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
+                form["precision"] = self.precision
+            geometry = (self.stride, self.padding, self.dilation)
+            self._derived = module.tables(self.grid, self.values, *packed[1:], *geometry, **form)
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -118,9 +135,11 @@ class PackedConv(nn.Module):
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])
-        if self.engine != "dense" and batched and self._fits(x, residual):
+        if batched and self.engine == "dense":
+            return self._dense(x, residual, self.activation)
+        if batched and self._fits(x, residual):
             return self._packed(x, residual, self.activation)
-        y = self._dense(x) if self.engine == "dense" else self._packed(x, None, "none")
+        y = self._dense(x, None, "none") if self.engine == "dense" else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
@@ -140,11 +159,9 @@ class PackedConv(nn.Module):
             self.engine,
         )
 
-    def _dense(self, x: Tensor) -> Tensor:
-        function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
-        weight = self._derived[0]
-        y: Tensor = function(x, weight, self.bias, self.stride, self.padding, self.dilation, self.grid.groups)
-        return y
+    def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
+        return dense.conv(x, self._derived[0], self.bias, residual, *geometry, activation, self.negative_slope)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
