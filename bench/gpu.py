@@ -132,7 +132,7 @@ def compile_kernels(options: argparse.Namespace) -> None:
     if options.ahead <= 0 or not set(options.part) & {*OF_LAYERS, "models"}:
         return
     from bench.gpu_ahead import compile_ahead
-    from bench.gpu_layers import convs
+    from bench.gpu_convs import convs
 
     major, minor = torch.cuda.get_device_capability()
     jobs = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_layers import Conv, Problem, chosen
+from bench.gpu_convs import Conv, Problem, chosen
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 
 # conv, dtype, batch, block, sparsity, every form or the planner's choice

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_layers import Conv, Problem
+from bench.gpu_convs import Conv, Problem
 from bench.gpu_setting import DTYPES, Case, Setting, set_precision
 
 WIDE = Conv(256, 256, (3, 3), (1, 1), (1, 1), 1, (28, 28), False, "relu")

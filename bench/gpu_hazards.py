@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import fxdbsr
-from bench.gpu_layers import Conv, Problem
-from bench.gpu_models import pruned
+from bench.gpu_convs import Conv, Problem
+from bench.gpu_networks import pruned
 from bench.gpu_setting import DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels.triton_timing import captured
 from fxdbsr.kernels.triton_tune import candidates

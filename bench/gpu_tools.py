@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from bench.gpu_convs import Conv, Problem, chosen, convs
 from bench.gpu_hazards import CONVS
-from bench.gpu_layers import Conv, Problem, chosen, convs
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 
 CHECKS = ("memcheck", "racecheck", "synccheck")

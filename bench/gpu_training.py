@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdbsr
-from bench.gpu_models import network
+from bench.gpu_networks import network
 from bench.gpu_setting import Case, Setting, set_precision
 from bench.paired import quantiles
 
