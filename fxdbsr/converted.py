@@ -22,6 +22,7 @@ from fxdbsr.record import FORMAT, graph_record
 
 STATE = "_extra_state"  # torch's name for it
 _SCALARS = ("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad")
+_SEEN = ("adds_residual", "input_size", "precision")
 
 
 class ConvertedModule(TracedModule):
@@ -87,7 +88,7 @@ def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
     grids = {key: grid_record(getattr(layer, key)) for key in ("grid", "dense_grid") if hasattr(layer, key)}
     shared: dict[str, Any] = {"grids": grids, "kept_channels": getattr(layer, "kept_channels", "")}
     if isinstance(layer, PackedConv):
-        own = {key: getattr(layer, key) for key in _SCALARS}
+        own = {key: getattr(layer, key) for key in (*_SCALARS, *_SEEN)}
         return {"kind": "PackedConv"} | own | shared
     if type(layer) in SCALED:
         return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared

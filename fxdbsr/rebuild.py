@@ -98,7 +98,19 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
     layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked)
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
+    layer.adds_residual = bool(about["adds_residual"])
+    layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
+    layer.input_size = as_input_size(about["input_size"])
+    layer.choose_engine()
     return marked(layer, about)
+
+
+def as_input_size(size: Any) -> tuple[int, int, int] | None:
+    """`size` from a record: images, height, width."""
+    if size is None:
+        return None
+    images, height, width = (int(number) for number in size)
+    return images, height, width
 
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:
