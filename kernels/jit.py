@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")  # what code calls the runtime's functions
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ def host(avx512: bool = True) -> Target | None:
 
 
 @cache
-def openmp() -> tuple[int, int, int] | None:
-    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads` in torch's OpenMP runtime.
+def openmp() -> tuple[int, ...] | None:
+    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads`, `GOMP_barrier` in torch's OpenMP runtime.
 
     Looked up through the library that torch computes with, so the runtime is the one whose threads torch
     uses already; None where that has no GNU entry points (macOS, Windows).
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        first, second, third = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
     except (OSError, AttributeError):
         return None
-    return (first, second, third) if first and second and third else None
+    return tuple(address for address in addresses if address)
 
 
 def object_code(text: str, target: Target) -> bytes:
@@ -117,12 +117,18 @@ def function(text: str, target: Target, arguments: int) -> Callable[..., None]:
 
     The call releases the global interpreter lock.
     """
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+    return prototype(address(text, target, "run"))
+
+
+def address(text: str, target: Target, name: str) -> int:
+    """Address of the function `name` of the module `text`, compiled for this process."""
     with _lock:
-        return _function(text, target, arguments)
+        return _address(text, target, name)
 
 
 @cache
-def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
+def _address(text: str, target: Target, function: str) -> int:
     import llvmlite.binding as llvm
 
     key = "\0".join((text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info)))
@@ -131,15 +137,14 @@ def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
     if code is None:
         code = object_code(text, target)
         _write(name, code)
-    for symbol, address in zip(OPENMP, openmp() or (), strict=False):
-        llvm.add_symbol(symbol, address)
+    for symbol, place in zip(OPENMP, openmp() or (), strict=False):
+        llvm.add_symbol(symbol, place)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    run = prototype(engine.get_function_address("run"))
     _engines.append(engine)
-    return run
+    found: int = engine.get_function_address(function)
+    return found
 
 
 _lock = threading.Lock()

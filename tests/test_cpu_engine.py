@@ -22,8 +22,7 @@ pytest.importorskip("llvmlite")
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cpu, jit, ops, reference
-from fxdbsr.kernels.cpu_driver import module
-from fxdbsr.kernels.cpu_job import Job, flat_tile, image_tile, split
+from fxdbsr.kernels.cpu_plan import image_tile
 from fxdbsr.kernels.geometry import ACTIVATIONS
 
 TARGET = jit.host()
@@ -81,13 +80,19 @@ class Arguments:
 
     @property
     def all(self) -> tuple[Any, ...]:
-        return (*self.tensors(), [], *self.numbers)
+        return (*self.tensors(), self.tables(jit.host()), *self.numbers)
+
+    def tables(self, target: Any) -> list[Tensor]:
+        """The weights in the order of `target`."""
+        in_channels, out_channels, *_, groups, _, _ = self.numbers
+        _, bo, bc, *kernel = self.values.shape
+        return cpu.ordered(BlockGrid(out_channels, in_channels, tuple(kernel), groups, (bo, bc)), self.values, target)
 
     def tensors(self) -> tuple[Any, ...]:
         return (self.input, self.values, self.crow_indices, self.col_indices, self.bias, self.residual)
 
     def run(self, avx512: bool = True) -> Tensor:
-        return cpu.conv(*(*self.all, avx512))
+        return cpu.conv(*self.tensors(), self.tables(jit.host(avx512)), *self.numbers, avx512)
 
     def expected(self, dtype: torch.dtype | None = None) -> Tensor:
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors()]

@@ -106,6 +106,13 @@ class PackedConv(nn.Module):
             self.values = module.layout(self.values)
             self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
 
+    def weights_of(self, target: Any) -> Tensor:
+        """The packed weights in the order in which the CPU engine's code for `target` reads them."""
+        from fxdbsr.kernels.cpu_layout import Order
+
+        order = Order.of(self.grid, target, self.values.dtype == torch.bfloat16)
+        return order.weights(self.values)
+
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
         return self.grid.unpack(self.values, self.crow_indices, self.col_indices)
