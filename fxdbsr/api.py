@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from fxdbsr.baking import bake_weights
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size, as_form
+from fxdbsr.converted import ConvertedModule
 from fxdbsr.graph import (
     TracedModule,
     TwoGraphModule,
@@ -104,8 +106,10 @@ def _prepared(
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    # what a forward computed and left on a module, as torch.nn.utils.prune does, cannot be copied with its history
+    kept = [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, Tensor)]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
     except Exception as error:
         raise ValueError(f"{type(model).__name__} cannot be copied: {error}; pass inplace=True") from error
 
@@ -148,7 +152,7 @@ def convert(
     block_size: Any = None,
     tune: bool = False,
     inplace: bool = False,
-) -> fx.GraphModule:
+) -> ConvertedModule:
     """Lower `model` for inference: scales and batch norms folded, zero blocks dropped, epilogues fused.
 
     Only blocks that are exactly zero go, so the outputs equal those of `model.eval()` within floating-point
@@ -156,7 +160,7 @@ def convert(
 
     Args:
         model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
-            of zeros.
+            of zeros, also by `torch.nn.utils.prune`, `torch.ao.pruning` or a parametrization.
         example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
@@ -191,6 +195,7 @@ def convert(
     with unchanged_on_error(model) if inplace else nullcontext():
         source = model if inplace else _copied(model)
         if not is_prepared:
+            bake_weights(source.eval())
             source = _prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
         weight = next(p for p in source.parameters() if p.is_floating_point())
         check_available(backend, weight.dtype, weight.device)
@@ -199,19 +204,22 @@ def convert(
         if not isinstance(traced, fx.GraphModule):  # only parts of it were prepared
             traced = trace_eval(source)
         run(CONVERT, traced, lowering)
-        converted = fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+        converted = ConvertedModule.of(traced)
         share_hooks(source, converted)
         return converted
 
 
 def to_dense(model: nn.Module) -> fx.GraphModule:
-    """The ordinary dense model behind a prepared or converted one: layers of `torch.nn`, zeros in their weights.
+    """The ordinary dense model behind a prepared or converted one, without the channels that are dead.
+
+    What is left are layers of `torch.nn`, zeros in their weights, which `torch.onnx.export` and any other tool
+    takes. Batch norms that conversion folded stay folded.
 
     Args:
         model: prepared, or converted; stays as it is.
 
     Returns:
-        A `torch.fx.GraphModule` in eval mode that computes the same.
+        A `torch.fx.GraphModule` in eval mode that computes the same and can be trained on.
 
     Raises:
         TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named).
@@ -223,7 +231,7 @@ def to_dense(model: nn.Module) -> fx.GraphModule:
     if not isinstance(traced, fx.GraphModule):
         raise ValueError(f"model: expected a prepared or converted model, got {type(model).__name__}")
     run(TO_DENSE, traced, Lowering("dense"))
-    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval().requires_grad_()
 
 
 def check_block_size(model: nn.Module, block_size: Any) -> None:

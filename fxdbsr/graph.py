@@ -12,10 +12,11 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import reduce_graph_module
 from torch.nn.modules.conv import _ConvNd
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -93,7 +94,26 @@ def _same_constant(a: Any, b: Tensor) -> bool:
     return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(a, b)
 
 
-class TracedModule(fx.GraphModule):
+class _LikeRoot(nn.Module):
+    """Changes its mode as the traced model does: by that model's own `train`, where its class has one."""
+
+    def follow(self, root: nn.Module) -> None:
+        """Take the mode of `root`, whose state this module shares, and keep it for its `train`."""
+        self.training = root.training
+        if type(root).train not in (nn.Module.train, _LikeRoot.train):
+            self.__dict__["_root"] = root  # past nn.Module, to which it would be one more submodule
+
+    def train(self, mode: bool = True) -> Self:
+        """As the traced model; what it keeps frozen stays so."""
+        root = self.__dict__.get("_root")
+        if root is None:
+            return super().train(mode)
+        root.train(mode)
+        self.training = root.training
+        return self
+
+
+class TracedModule(_LikeRoot, fx.GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
@@ -110,30 +130,34 @@ class TracedModule(fx.GraphModule):
         for name, constant in constants.items():
             del root.__dict__[name]
             self.register_buffer(name, constant, persistent=False)
-        self.training = root.training
+        self.follow(root)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
         assert isinstance(new, TracedModule)
-        for part in (*_STATE, *_HOOKS):
-            new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
-        new.training = self.training
+        new.__dict__.update(copy.deepcopy(self._kept(), memo))
         type(new).__name__ = type(self).__name__
         return new
 
+    def _kept(self) -> dict[str, Any]:
+        """What a plain GraphModule forgets."""
+        parts = (*_STATE, *_HOOKS, "training", "_root")
+        return {part: self.__dict__[part] for part in parts if part in self.__dict__}
+
     def __reduce__(self) -> Any:
-        rebuild, arguments = super().__reduce__()[:2]
-        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in (*_STATE, *_HOOKS)}, self.training)
+        kind = next(base for base in type(self).__mro__ if "<locals>" not in base.__qualname__)
+        return _restore, (kind, type(self).__name__, super().__reduce__()[1], self._kept())
 
 
-def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
-    module = rebuild(*arguments)
-    module.__dict__.update(state)
-    module.training = mode
+def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str, Any]) -> TracedModule:
+    plain = reduce_graph_module(*arguments)
+    assert isinstance(plain, fx.GraphModule)
+    module = kind(plain, plain.graph, name)
+    module.__dict__.update(kept)
     return module
 
 
-class TwoGraphModule(nn.Module):
+class TwoGraphModule(_LikeRoot):
     """One state, two graphs: a call runs `graph_module(self.training)`."""
 
     def __init__(self, root: nn.Module, training_graph: fx.Graph, eval_graph: fx.Graph) -> None:
@@ -142,7 +166,7 @@ class TwoGraphModule(nn.Module):
         name = type(root).__name__
         parts = [TracedModule(root, graph, name) for graph in (eval_graph, training_graph)]
         self.__dict__["_parts"] = parts
-        self.training = root.training
+        self.follow(root)
 
     def graph_module(self, training: bool) -> fx.GraphModule:
         """The graph for that mode, over this module's state."""

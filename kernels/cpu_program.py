@@ -38,13 +38,13 @@ class Step:
     """A compiled step.
 
     Args:
-        function: its address.
+        function: its code.
         arguments: places, and numbers that are known already.
         tasks: how many it has.
         kept: what the numbers point into.
     """
 
-    function: int
+    function: jit.Compiled
     arguments: tuple[Place | int, ...]
     tasks: int
     kept: tuple[Tensor, ...] = ()
@@ -63,35 +63,35 @@ def conv_of(
     code, seen = code_of(conv, target, *layouts, images)
     tables = _tables(code, conv, seen, threads)
     numbers = [table.data_ptr() for table in tables]
-    return Step(_conv_address(code), (*places, *numbers, nnz), len(tables[2]) // len(TASK), tables)
+    return Step(_compiled_conv(code), (*places, *numbers, nnz), len(tables[2]) // len(TASK), tables)
 
 
 def copy_of(copy: Copy, images: int, places: Sequence[Place | int]) -> Step:
     """A copy of images; `places` are those of x and y."""
-    return Step(_copy_address(copy), tuple(places), images * (copy.y.size[0] + 2 * copy.y.border[0]))
+    return Step(_compiled_copy(copy), tuple(places), images * (copy.y.size[0] + 2 * copy.y.border[0]))
 
 
 def pool_of(pool: Pool, images: int, places: Sequence[Place | int]) -> Step:
     """A pool of images; `places` are those of x and y."""
-    return Step(_pool_address(pool), tuple(places), images * pool.out[0])
+    return Step(_compiled_pool(pool), tuple(places), images * pool.out[0])
 
 
-@lru_cache(4096)
-def _conv_address(code: Conv) -> int:
-    return jit.address(conv_step(code), code.target, "step")
+@lru_cache(512)
+def _compiled_conv(code: Conv) -> jit.Compiled:
+    return jit.load(conv_step(code), code.target, "step")
 
 
-@lru_cache(4096)
-def _copy_address(copy: Copy) -> int:
-    return jit.address(copy_step(copy), copy.target, "step")
+@lru_cache(512)
+def _compiled_copy(copy: Copy) -> jit.Compiled:
+    return jit.load(copy_step(copy), copy.target, "step")
 
 
-@lru_cache(4096)
-def _pool_address(pool: Pool) -> int:
-    return jit.address(pool_step(pool), pool.target, "step")
+@lru_cache(512)
+def _compiled_pool(pool: Pool) -> jit.Compiled:
+    return jit.load(pool_step(pool), pool.target, "step")
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _tables(code: Conv, conv: Geometry, images: int, threads: int) -> tuple[Tensor, ...]:
     rows = conv.grid.shape[0]
     tables = row_table(code, conv.grid), line_table(code), task_table(code, rows, images, threads)
@@ -115,7 +115,7 @@ class Program:
         self.patches: list[tuple[int, int]] = []  # (word, buffer): where an address is to be added
         at = 3 * len(steps)
         for step in steps:
-            words += [step.function, 8 * at, step.tasks]
+            words += [step.function.address, 8 * at, step.tasks]
             at += len(step.arguments)
         for argument in (argument for step in steps for argument in step.arguments):
             if isinstance(argument, Place):

@@ -1,8 +1,7 @@
-"""From LLVM IR text to a function in this process: host features, code generation, a private disk cache.
+"""From LLVM IR text to a function in this process: host features, code generation.
 
-Object code is kept under `FXDBSR_CACHE`, else `XDG_CACHE_HOME/fxdbsr`, else `~/.cache/fxdbsr`, one file a
-module, named by the hash of IR, triple, CPU, features and LLVM version, and led by the hash of its content. A
-folder that others own or may write to is not used; nothing on disk can stop a compilation.
+Object code is kept on disk (`cache`), one file a module, named by the hash of IR, triple, CPU, features and LLVM
+version. Nothing on disk can stop a compilation.
 """
 
 from __future__ import annotations
@@ -10,19 +9,22 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
-import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+<<<<<<< HEAD
 OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")  # what code calls the runtime's functions
+=======
+from fxdbsr.kernels import cache as disk
+
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
+>>>>>>> ship
 
 
 @dataclass(frozen=True)
@@ -112,43 +114,57 @@ def object_code(text: str, target: Target) -> bytes:
     return bytes(_machine(target).emit_object(module))
 
 
+def key(text: str, target: Target) -> str:
+    """The name under which the disk holds the code of `text` for `target` by this version of LLVM."""
+    import llvmlite.binding as llvm
+
+    parts = (text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A function in this process; its code lives as long as this does."""
+
+    address: int
+    engine: Any
+
+
 def function(text: str, target: Target, arguments: int) -> Callable[..., None]:
     """`@run` of the module `text`, which takes that many 64-bit integers and returns nothing.
 
     The call releases the global interpreter lock.
     """
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    return prototype(address(text, target, "run"))
+    compiled = load(text, target, "run")
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(compiled.address)
+    run.compiled = compiled  # type: ignore[attr-defined]
+    return run
 
 
-def address(text: str, target: Target, name: str) -> int:
-    """Address of the function `name` of the module `text`, compiled for this process."""
+def load(text: str, target: Target, name: str) -> Compiled:
+    """The function `name` of the module `text`, from the disk where it was compiled before."""
     with _lock:
-        return _address(text, target, name)
+        return _load(text, target, name)
 
 
-@cache
-def _address(text: str, target: Target, function: str) -> int:
+@lru_cache(maxsize=512)
+def _load(text: str, target: Target, function: str) -> Compiled:
     import llvmlite.binding as llvm
 
-    key = "\0".join((text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info)))
-    name = hashlib.sha256(key.encode()).hexdigest()
-    code = _read(name)
+    name = key(text, target)
+    code = disk.read(name)
     if code is None:
         code = object_code(text, target)
-        _write(name, code)
+        disk.write(name, code)
     for symbol, place in zip(OPENMP, openmp() or (), strict=False):
         llvm.add_symbol(symbol, place)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _engines.append(engine)
-    found: int = engine.get_function_address(function)
-    return found
+    return Compiled(engine.get_function_address(function), engine)
 
 
 _lock = threading.Lock()
-_engines: list[Any] = []  # the code lives as long as these
 
 
 def _renew_lock() -> None:
@@ -166,58 +182,3 @@ def _machine(target: Target) -> Any:
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, jit=True
     )
-
-
-def _folder() -> Path | None:
-    """The cache folder, made where it is missing; None where it cannot be used safely."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("FXDBSR_CACHE") or Path(base) / "fxdbsr")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sys.platform != "win32":
-            status = folder.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                _warn(f"code cache {folder} belongs to or is writable for other users: not used")
-                return None
-    except OSError as error:
-        _warn(f"code cache {folder} cannot be used: {error}")
-        return None
-    return folder
-
-
-def _read(name: str) -> bytes | None:
-    folder = _folder()
-    try:
-        content = (folder / name).read_bytes() if folder else b""
-    except OSError:
-        return None
-    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
-
-
-def _write(name: str, code: bytes) -> None:
-    folder = _folder()
-    if folder is None:
-        return
-    try:
-        handle, path = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(path, folder / name)
-    except OSError as error:
-        _warn(f"code cache {folder} cannot be written: {error}")
-
-
-@cache
-def _warn_once() -> Callable[[str], None]:
-    said: list[str] = []
-
-    def warn(message: str) -> None:
-        if not said:
-            said.append(message)
-            warnings.warn(message, stacklevel=4)
-
-    return warn
-
-
-def _warn(message: str) -> None:
-    _warn_once()(message)

@@ -36,7 +36,7 @@ CONVERT = (
     fuse_epilogues,
     tune_engines,
 )
-TO_DENSE = (fold_scales, unpack_convs)
+TO_DENSE = (fold_scales, remove_dead_channels, unpack_convs)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:

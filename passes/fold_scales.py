@@ -31,6 +31,8 @@ def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
             check_finite(tensor, f"{name}.{what}")  # type: ignore[arg-type]
     for layer in layers.values():
         folded = layer.scaled_weight().detach()
+        if layer.grid.transposed:
+            folded = folded.contiguous()
         layer.weight = nn.Parameter(folded, requires_grad=False)
         layer.scale = nn.Parameter(torch.ones_like(layer.scale), requires_grad=False)
 

@@ -109,7 +109,7 @@ def cut_shuffle(node: fx.Node, view: fx.Node, values: tuple[Any, Any], flow: Flo
     name = f"{node.name}_order"
     model = flow.model
     device = next(model.parameters()).device
-    model.register_buffer(name, places[order[flow.keeps(need, after.labels)]].to(device), persistent=False)
+    model.register_buffer(name, places[order[flow.keeps(need, after.labels)]].to(device))
     with node.graph.inserting_before(node):
         index = node.graph.get_attr(name)
         new = node.graph.call_function(torch.index_select, (node.args[0], 1, index))

@@ -394,7 +394,8 @@ def test_converted_models_can_be_copied(clone: Any) -> None:
 def test_state_holds_the_packed_blocks_alone() -> None:
     x = torch.randn(2, 3, 12, 12)
     converted = fxdbsr.convert(prepared_net(nn.Sequential(nn.Conv2d(3, 16, 3)), x), backend="dense")
-    assert list(converted.state_dict()) == ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    packed = ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    assert list(converted.state_dict()) == ["_extra_state", *packed]
 
 
 def test_any_size_batch_and_layout_runs_after_convert() -> None:

@@ -7,10 +7,12 @@ derives from them (tables, the dense weight) is made again from the state and ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class PackedConv(nn.Module):
     """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
 
     Args:
-        weight: dense weight as the conv stores it; its blocks that are zero are dropped.
+        packed: `values`, `crow_indices`, `col_indices` of the blocks that are kept (`BlockGrid.pack`).
         bias: `[O]` or None.
         grid: the blocks of the weight.
         stride, dilation: as in nn.Conv2d, one int an axis.
@@ -47,7 +49,7 @@ class PackedConv(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor,
+        packed: tuple[Tensor, Tensor, Tensor],
         bias: Tensor | None,
         grid: BlockGrid,
         stride: Sequence[int],
@@ -63,11 +65,8 @@ class PackedConv(nn.Module):
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
-        keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
-        values, crow_indices, col_indices = grid.pack(weight.detach(), keep)
-        self.register_buffer("values", values)
-        self.register_buffer("crow_indices", crow_indices)
-        self.register_buffer("col_indices", col_indices)
+        for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
+            self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.engine, self.reason = "", ""
         self.choose_engine()
@@ -174,15 +173,18 @@ class PackedConv(nn.Module):
             old = self.engine
             self.choose_engine()
             if self.engine != old:
-                warnings.warn(
-                    f"fxdbsr: layers change their engine with dtype and device, here from {old} to {self.engine}:"
-                    f" {self.reason}",
-                    stacklevel=3,
-                )
+                with one_warning() as changes:
+                    changes.append(f"from {old} to {self.engine} ({self.reason})")
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # in the order of the axes, whatever order the engine reads: safetensors takes no other
+        destination[f"{prefix}values"] = destination[f"{prefix}values"].contiguous()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.grid.check_indices(self.crow_indices, self.col_indices, prefix)
         self.derive()
 
     def extra_repr(self) -> str:
@@ -193,6 +195,27 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+_changes: ContextVar[list[str] | None] = ContextVar("changes", default=None)
+
+
+@contextmanager
+def one_warning() -> Iterator[list[str]]:
+    """Collect the changes of engines inside, and warn of them together when the outermost such block ends."""
+    changes = _changes.get()
+    if changes is not None:
+        yield changes
+        return
+    changes = []
+    token = _changes.set(changes)
+    try:
+        yield changes
+    finally:
+        _changes.reset(token)
+    if changes:
+        kinds = "; ".join(f"{number} {change}" for change, number in Counter(changes).items())
+        warnings.warn(f"fxdbsr: layers change their engine with dtype and device: {kinds}", stacklevel=5)
 
 
 def why_unpacked(layer: nn.Module) -> str | None:

@@ -1,0 +1,125 @@
+"""The converted model: a graph module that carries its own description, so that its tensors can be loaded again.
+
+`state_dict` holds plain tensors: the packed blocks, what other layers keep, and under `_extra_state` the record
+of graph and layers (`fxdbsr.record`) as JSON in bytes, which is how it survives files that hold tensors alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.graph import TracedModule, called_module
+from fxdbsr.nn.packed import PackedConv, one_warning
+from fxdbsr.nn.scaled import SCALED
+from fxdbsr.record import FORMAT, graph_record
+
+STATE = "_extra_state"  # torch's name for it
+_SCALARS = ("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad")
+
+
+class ConvertedModule(TracedModule):
+    """What `fxdbsr.convert` returns, in eval mode."""
+
+    @classmethod
+    def of(cls, model: fx.GraphModule) -> ConvertedModule:
+        """The converted module over what the graph of `model` reads."""
+        name = type(model).__name__
+        return cls(fx.GraphModule(model, model.graph, name), model.graph, name).eval()
+
+    def get_extra_state(self) -> Tensor:
+        """The record as JSON in a uint8 tensor."""
+        return torch.frombuffer(bytearray(json.dumps(describe(self)).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: the graph is there already. `fxdbsr.load` makes one from the record."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with one_warning():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def read_record(state: Tensor) -> dict[str, Any]:
+    """The record in `state`.
+
+    Raises:
+        ValueError: it is damaged, of another format, or says why the model cannot be described.
+    """
+    try:
+        record = json.loads(bytes(state.tolist()))
+        version, reason = record["format"], record.get("why_not")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{STATE}: damaged record: {error!r}") from error
+    if version != FORMAT:
+        raise ValueError(f"{STATE}: expected a record of format {FORMAT}, got {version!r}: another version of fxdbsr")
+    if reason is not None:
+        raise ValueError(f"{STATE}: the model could not be described when it was saved: {reason}")
+    assert isinstance(record, dict)
+    return record
+
+
+def describe(model: fx.GraphModule) -> dict[str, Any]:
+    """The record of `model`, or a record that says why there is none."""
+    layers = {str(node.target): m for node in model.graph.nodes if (m := called_module(node)) is not None}
+    try:
+        return {
+            "format": FORMAT,
+            "class": type(model).__name__,
+            "graph": graph_record(model.graph),
+            "layers": {name: about for name, layer in layers.items() if (about := describe_layer(layer, name))},
+        }
+    except ValueError as error:
+        return {"format": FORMAT, "why_not": str(error)}
+
+
+def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
+    """What makes `layer` again but its tensors; None for one that conversion leaves as the model has it.
+
+    Raises:
+        ValueError: a layer of fxdbsr's that no record describes.
+    """
+    grids = {key: grid_record(getattr(layer, key)) for key in ("grid", "dense_grid") if hasattr(layer, key)}
+    shared: dict[str, Any] = {"grids": grids, "kept_channels": getattr(layer, "kept_channels", "")}
+    if isinstance(layer, PackedConv):
+        own = {key: getattr(layer, key) for key in _SCALARS}
+        return {"kind": "PackedConv"} | own | shared
+    if type(layer) in SCALED:
+        return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared
+    if isinstance(layer, _BatchNorm):
+        return {"kind": "norm", "num_features": layer.num_features}
+    if type(layer).__module__.startswith("fxdbsr."):
+        raise ValueError(f"{name}: no record describes a {type(layer).__name__}")
+    return None
+
+
+def arguments(layer: nn.Module) -> dict[str, Any]:
+    """The arguments with which the class of `layer`, a conv or linear layer of torch's own, makes its like."""
+    names = ["in_features", "out_features"]
+    if not isinstance(layer, nn.Linear):
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+        names += ["padding_mode", *(["output_padding"] if layer.transposed else [])]
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
+def grid_record(grid: BlockGrid) -> list[Any]:
+    """`grid` as the list of its fields."""
+    return [
+        grid.out_channels,
+        grid.in_channels,
+        list(grid.kernel_size),
+        grid.groups,
+        list(grid.block_size),
+        grid.transposed,
+    ]
+
+
+def grid_from(record: list[Any]) -> BlockGrid:
+    """The inverse of `grid_record`."""
+    out, in_, kernel, groups, block, transposed = record
+    return BlockGrid(out, in_, tuple(kernel), groups, tuple(block), transposed)
