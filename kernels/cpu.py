@@ -51,9 +51,8 @@ def why_not(
     bo, bc = grid.block_size
     if max(bo, bc) > 128:
         return f"blocks of {bo}x{bc} are larger than 128 a side"
-    if grid.groups > 1 and (min(bo, bc) < 8 or bo > grid.out_channels // grid.groups):
-        size = grid.out_channels // grid.groups, grid.in_channels // grid.groups
-        return f"a group of {size[0]}x{size[1]} channels does not hold a block of at least 8x8"
+    if grid.groups > 1 and bo > grid.out_channels // grid.groups and grid.in_channels // grid.groups > 32:
+        return f"blocks hold several groups, each of more than 32 inputs ({grid.in_channels // grid.groups})"
     return None
 
 

@@ -67,6 +67,11 @@ class Layout:
         """Elements of an image."""
         return self.groups * self.group
 
+    @property
+    def is_full(self) -> bool:
+        """True where every element of an image is one of its values."""
+        return self.image == self.channels * self.size[0] * self.size[1]
+
     def at(self, channel: int, row: int = 0, column: int = 0) -> int:
         """Element of a channel at a pixel; negative rows and columns are in the border."""
         group, inner = divmod(channel, self.channels // self.groups)
@@ -93,12 +98,14 @@ class Order:
         sums: float32 sums of an output side by side in a vector; more than 1 where a block is lower than a vector.
         unit: neighbouring inputs of an output that one instruction multiplies: one a sum, or a pair of bfloat16.
         spread: vectors hold outputs of several groups, each with inputs of its own; sums are of float32 weights.
+        tiles: tile registers multiply, 16 outputs at a time.
     """
 
     height: int
     sums: int
     unit: int
     spread: bool
+    tiles: bool = False
 
     @classmethod
     def of(cls, grid: BlockGrid, target: Target, bfloat16: bool) -> Order:
@@ -106,7 +113,10 @@ class Order:
         (height, width), lanes = grid.block_size, target.lanes
         spread = grid.groups > 1 and height > grid.out_channels // grid.groups
         sums = lanes // height if height < lanes and lanes % height == 0 and width % (lanes // height) == 0 else 1
-        sums = 1 if spread else sums
+        if spread:
+            sums = 1
+        elif bfloat16 and target.tiles and height >= 12:
+            return cls(-(-height // 16) * 16, 1, 2, False, True)
         whole, rest = divmod(height, lanes)
         rest = max(4, 1 << (rest - 1).bit_length()) if rest else 0
         return cls(whole * lanes + rest if sums == 1 else height, sums, sums * (2 if bfloat16 and not spread else 1), spread)

@@ -87,7 +87,10 @@ def code_of(conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layo
     edge = section - (ceil(section / grid.block_size[0]) - 1) * grid.block_size[0]
     limits = tile_pixels(target, order)
     taps = size[0], stride[0], padding[0], conv.dilation[0]
-    tile = image_tile(out, limits, grid.kernel_size[0], taps)
+    if order.tiles:
+        tile = register_tile(out, 2 if order.height > 16 else 4)
+    else:
+        tile = image_tile(out, limits, grid.kernel_size[0], taps)
     group = grid.out_channels // grid.groups, grid.in_channels // grid.groups
     r, s = grid.kernel_size
     code = Conv(
@@ -202,6 +205,24 @@ def image_tile(
     for columns in {ceil(Q / n) for n in range(ceil(Q / most), min(Q, 4 * ceil(Q / most) + 8) + 1)}:
         tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
     return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
+
+
+def register_tile(out: tuple[int, int], registers: int) -> tuple[int, int]:
+    """(rows, columns) of a tile for output size `out` and so many tile registers, each of equally many pixels of a row.
+
+    A multiplication takes the time of 17 pixels and one for each pixel (measured on an Intel Xeon with AMX).
+    """
+    P, Q = out
+    best, least = (1, 1), float("inf")
+    for columns in range(1, min(Q, 16 * registers) + 1):
+        pieces = ceil(columns / 16)
+        if columns % pieces:
+            continue
+        for rows in range(1, min(P, registers // pieces) + 1):
+            time = ceil(P / rows) * ceil(Q / columns) * rows * (17 * pieces + columns)
+            if time < least or (time == least and rows * columns > best[0] * best[1]):
+                best, least = (rows, columns), time
+    return best
 
 
 def conflicts(pitch: int, pixels: int) -> bool:

@@ -112,28 +112,28 @@ class Program:
         self._alone = jit.function(program(False), target, 4)
         self._team = jit.function(program(True), target, 4) if threads > 1 and jit.openmp() else None
         words: list[int] = []
-        self.patches: list[tuple[int, int]] = []  # (word, buffer): where an address is to be added
+        self.patches: dict[int, list[int]] = {}  # of each buffer, the words to which its address is added
         at = 3 * len(steps)
         for step in steps:
             words += [step.function.address, 8 * at, step.tasks]
             at += len(step.arguments)
         for argument in (argument for step in steps for argument in step.arguments):
             if isinstance(argument, Place):
-                self.patches.append((len(words), argument.buffer))
+                self.patches.setdefault(argument.buffer, []).append(len(words))
             words.append(argument.offset if isinstance(argument, Place) else argument)
         self.counters = len(words)
         words += [0] * (_WORDS * (len(steps) * threads + 1))
-        self._words, self._array = words, ctypes.c_int64 * len(words)
+        self.words, self._array = words, ctypes.c_int64 * len(words)
 
     def call(self, buffers: Sequence[int]) -> Call:
         """The arguments for buffers at these addresses; an address can be set again."""
-        words = self._array(*self._words)
+        words = self._array(*self.words)
         start = ctypes.addressof(words)
         for i in range(len(self.steps)):
             words[3 * i + 1] += start
         call = Call(self, words, start)
-        for word, buffer in self.patches:
-            words[word] += buffers[buffer]
+        for buffer, address in enumerate(buffers):
+            call.set(buffer, address)
         return call
 
     def run(self, start: int) -> None:
@@ -153,12 +153,23 @@ class Call:
     words: ctypes.Array[ctypes.c_int64]
     start: int
 
+    def set(self, buffer: int, address: int) -> None:
+        """Say where the buffer of that number lies."""
+        offsets = self.program.words
+        for word in self.program.patches.get(buffer, ()):
+            self.words[word] = offsets[word] + address
+
     def run(self) -> None:
         """Do all steps."""
         self.program.run(self.start)
 
 
 _parallel = True
+
+
+def is_parallel() -> bool:
+    """True where steps may be shared between threads."""
+    return _parallel and jit.openmp() is not None
 
 
 def _serial_after_fork() -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from math import gcd
 
+from fxdbsr.kernels import cpu_amx, cpu_tile
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_tile import Conv, tile
+from fxdbsr.kernels.cpu_tile import Conv
 from fxdbsr.kernels.jit import Target
 from fxdbsr.kernels.llvm import Code
 
@@ -100,7 +101,11 @@ def conv_step(conv: Conv) -> str:
     declarations = [f"declare {v} @llvm.{name}" for v, _, n in vectors for name in (f"fma.v{n}f32({v}, {v}, {v})", f"rint.v{n}f32({v})")]
     if conv.bfloat16:
         declarations += [f"declare {v} @llvm.x86.avx512bf16.dpbf16ps.{32 * n}({v}, {p}, {p})" for v, p, n in vectors]
-    return _module(code, CONV, [tile(conv, *part) for part in parts], declarations)
+    write = cpu_amx.tile if conv.order.tiles else cpu_tile.tile
+    if conv.order.tiles:
+        code.emit("call void @llvm.x86.tilerelease()")
+        declarations += cpu_amx.DECLARATIONS
+    return _module(code, CONV, [write(conv, *part) for part in parts], declarations)
 
 
 @dataclass(frozen=True)

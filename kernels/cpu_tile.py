@@ -75,6 +75,11 @@ class Conv:
         """(IR type of a weight, bytes)."""
         return ("float", 4) if self.order.spread else self.element
 
+    @property
+    def inputs(self) -> int:
+        """Inputs of a block, filled up to whole units."""
+        return -(-self.block[1] // self.order.unit) * self.order.unit
+
     def parts(self, edge: bool) -> list[tuple[int, int]]:
         """(first, number) of the outputs that a micro-kernel computes at once, of a block row or of the edge one."""
         most = self.target.vectors * self.target.lanes
@@ -88,17 +93,18 @@ def tile(conv: Conv, start: int, count: int) -> str:
     Its arguments: x, y, residual at the tile's first pixel, y, residual, bias at the block row's first output; w, col
     at its first block; n, its blocks; first, last + 1 of the kernel rows to meet.
     """
-    return _Tile(conv, start, count).write()
+    return Tile(conv, start, count).write()
 
 
-class _Tile:
+class Tile:
     def __init__(self, conv: Conv, start: int, count: int) -> None:
         self.conv, self.start, self.count, self.code = conv, start, count, Code()
         self.pixels = [(a, b) for a in range(conv.tile[0]) for b in range(conv.tile[1])]
         lanes, sums = conv.target.lanes, conv.order.sums
         width = lanes // sums  # outputs of a whole vector
+        least = width if conv.order.tiles else 4
         self.vectors = [  # (first output, outputs in the vector, outputs that count)
-            (v, min(width, max(4, 1 << (start + count - v - 1).bit_length())), min(width, start + count - v))
+            (v, min(width, max(least, 1 << (start + count - v - 1).bit_length())), min(width, start + count - v))
             for v in range(start, start + count, width)
         ]
         self.types = [f"<{n * sums} x float>" for _ in self.pixels for _, n, _ in self.vectors]
@@ -108,13 +114,16 @@ class _Tile:
         first = ["zeroinitializer"] * len(self.vectors)
         if conv.bias and conv.order.sums == 1:
             first = [self.code.floats("%bias", start, n, count, conv.bfloat16) for start, n, count in self.vectors]
-        sums = self._loop("block", 0, "%n", 1, self._block, first * len(self.pixels))
-        for p, (a, b) in enumerate(self.pixels):
-            for v, vector in enumerate(self.vectors):
-                self._store(sums[p * len(self.vectors) + v], a, b, *vector)
+        sums = iter(self._loop("block", 0, "%n", 1, self._block, first * len(self.pixels)))
+        for a, b in self.pixels:
+            for vector in self.vectors:
+                self._store(next(sums), a, b, *vector)
+        return self._function()
+
+    def _function(self) -> str:
         pointers = ", ".join(f"ptr noalias %{name}" for name in ("x", "y", "residual", "bias", "w", "col"))
         head = f"define internal void @tile_{self.start}_{self.count}({pointers}, i64 %n, i64 %first, i64 %last)"
-        return code.function(f"{head} noinline nounwind")
+        return self.code.function(f"{head} noinline nounwind")
 
     def _loop(
         self, name: str, start: int | str, stop: int | str, step: int, body: Callable[..., list[str]], sums: list[str]
@@ -125,7 +134,7 @@ class _Tile:
 
     def _block(self, j: str, sums: list[str]) -> list[str]:
         conv, code, x = self.conv, self.code, "%x"
-        (R, S), (BO, BC) = conv.kernel, conv.block
+        (R, S), BC = conv.kernel, conv.block[1]
         if not conv.order.spread:
             last = conv.group[1] // BC - (conv.group[1] % BC == 0)  # a wrong index must not read outside of x
             column = code.value(f"call i64 @llvm.umin.i64(i64 {code.index('%col', j)}, i64 {last})")
@@ -154,9 +163,9 @@ class _Tile:
         (stride, pad, step, size) = conv.stride[1], conv.padding[1], conv.dilation[1], conv.x.size[1]
         for s in range(conv.kernel[1]):
             met = tuple(range(len(self.pixels)))
-            if conv.tile[1] == conv.out[1]:
+            if conv.tile[1] == conv.out[1] and not conv.order.tiles:
                 met = tuple(p for p in met if 0 <= self.pixels[p][1] * stride - pad + s * step < size)
-            if runs and runs[-1][2] == met and step == 1 and conv.x.pixel == conv.block[1] and not conv.order.spread:
+            if runs and runs[-1][2] == met and step == 1 and conv.x.pixel == conv.inputs and not conv.order.spread:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1, met)
             elif met:
                 runs.append((s, 1, met))
@@ -165,7 +174,7 @@ class _Tile:
     def _run(self, x: str, w: str, taps: int, pixels: tuple[int, ...], sums: list[str]) -> list[str]:
         """The run of k at x and w for some pixels, unrolled where it divides."""
         code, conv, order = self.code, self.conv, self.conv.order
-        length = taps * -(-conv.block[1] // order.unit)  # units
+        length = taps * conv.inputs // order.unit
         if order.spread:
             return self._steps(x, w, range(length), pixels, sums)
         unroll = max(n for n in range(1, 5) if length % n == 0)
@@ -239,7 +248,7 @@ class _Tile:
             even, odd = (self.code.shuffle("float", value, "poison", n * sums, range(i, n * sums, 2)) for i in (0, 1))
             sums //= 2
             value = code.value(f"fadd <{n * sums} x float> {even}, {odd}")
-        if conv.bias and conv.order.sums > 1:
+        if conv.bias and (conv.order.sums > 1 or conv.order.tiles):
             value = code.value(f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count, conv.bfloat16)}")
         if conv.residual is not None:
             residual = self.code.floats("%residual", self._output(conv.residual, a, b, start), n, count, conv.bfloat16)

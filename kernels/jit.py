@@ -18,13 +18,10 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")  # what code calls the runtime's functions
-=======
 from fxdbsr.kernels import cache as disk
 
-OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
->>>>>>> ship
+# what code calls the runtime's functions
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class Target:
         lanes: float32 in a vector register.
         registers: vector registers.
         vectors: vectors of outputs that a tile holds for each pixel.
-        halves: multiplies two half vectors as fast as a whole one.
         bfloat16: has bfloat16 dot products accumulating in float32.
+        tiles: has tile registers that multiply bfloat16 (AMX).
     """
 
     triple: str
@@ -48,8 +45,8 @@ class Target:
     lanes: int
     registers: int
     vectors: int
-    halves: bool = False
     bfloat16: bool = False
+    tiles: bool = False
 
 
 def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None:
@@ -57,7 +54,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
     flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if features.get("avx512f"):
         wide = features.get("avx512bf16", False) and features.get("avx512vl", False)
-        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, cpu == "znver4", wide)
+        tiles = wide and features.get("amx-tile", False) and features.get("amx-bf16", False)
+        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, wide, tiles)
     if features.get("avx2") and features.get("fma"):
         return Target(triple, cpu, flags, 8, 16, 2)
     if triple.startswith(("aarch64", "arm64")):
@@ -66,8 +64,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
 
 
 @cache
-def host(avx512: bool = True) -> Target | None:
-    """The target of this machine, or of a machine that lacks AVX-512 but is like it otherwise.
+def host(avx512: bool = True, amx: bool = True) -> Target | None:
+    """The target of this machine, or of a machine that lacks AVX-512 or AMX but is like it otherwise.
 
     Raises:
         ImportError: llvmlite is not installed.
@@ -76,10 +74,17 @@ def host(avx512: bool = True) -> Target | None:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    features = {
-        name: on and (avx512 or not name.startswith("avx512")) for name, on in llvm.get_host_cpu_features().items()
-    }
+    features = dict(llvm.get_host_cpu_features())
+    amx = amx and avx512 and features.get("amx-bf16", False) and _may_use_tiles()
+    for name in features:
+        if (name.startswith("avx512") and not avx512) or (name.startswith("amx") and not amx):
+            features[name] = False
     return target_of(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+
+
+def _may_use_tiles() -> bool:
+    """Ask the system for the use of tile registers, which Linux gives to a process that asks."""
+    return bool(torch.cpu._init_amx())
 
 
 @cache

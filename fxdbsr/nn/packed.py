@@ -38,6 +38,7 @@ class PackedConv(nn.Module):
 
     Attributes:
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        derived: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
     """
 
@@ -68,7 +69,7 @@ class PackedConv(nn.Module):
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason = "", ""
+        self.engine, self.reason, self.derived = "", "", 0
         self.choose_engine()
 
     @property
@@ -96,6 +97,7 @@ class PackedConv(nn.Module):
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
         self._derived: list[Tensor] = []
+        self.derived += 1
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
             self._derived = [self.grid.unpack(*packed)]
@@ -105,12 +107,9 @@ class PackedConv(nn.Module):
             self.values = module.layout(self.values)
             self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
 
-    def weights_of(self, target: Any) -> Tensor:
-        """The packed weights in the order in which the CPU engine's code for `target` reads them."""
-        from fxdbsr.kernels.cpu_layout import Order
-
-        order = Order.of(self.grid, target, self.values.dtype == torch.bfloat16)
-        return order.weights(self.values)
+    def engine_weights(self) -> Tensor:
+        """The packed weights in the order in which the CPU engine reads them."""
+        return self._derived[0] if self._derived else self.values
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
