@@ -41,7 +41,7 @@ class ConvertedModule(TracedModule):
     def of(cls, model: fx.GraphModule) -> ConvertedModule:
         """The converted module over what the graph of `model` reads."""
         name = type(model).__name__
-        return cls(fx.GraphModule(model, model.graph, name), model.graph, name).eval()
+        return cls(fx.GraphModule(model, model.graph, name), model.graph, name).eval().requires_grad_(False)
 
     def get_extra_state(self) -> Tensor:
         """The record as JSON in a uint8 tensor."""

@@ -109,12 +109,12 @@ def conv(
     groups: int,
     activation: str,
     negative_slope: float,
-    avx512: bool = True,
+    target: jit.Target | None = None,
 ) -> Tensor:
     """`[N, C, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
 
     Args:
-        avx512: use AVX-512 where the machine has it.
+        target: what the code is compiled for, this machine by default; `tables` must be in its order.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
@@ -136,7 +136,7 @@ def conv(
         activation,
         negative_slope,
         torch.get_num_threads(),
-        avx512,
+        target,
     )
     if not input.is_contiguous(memory_format=torch.channels_last):
         input = input.contiguous(memory_format=torch.channels_last)
@@ -224,14 +224,14 @@ def _plan(
     activation: str,
     negative_slope: float,
     threads: int,
-    avx512: bool,
+    target: jit.Target | None,
 ) -> _Plan:
     """Check the sizes and put the steps together."""
     if len(values_shape) != 5:
         raise ValueError(f"values: expected [nnz, BO, BC, R, S], got {tuple(values_shape)}")
     nnz, bo, bc, r, s = values_shape
     grid = BlockGrid(out_channels, in_channels, (r, s), groups, (bo, bc))
-    target = jit.host(avx512)
+    target = target or jit.host()
     reason = why_not(grid, stride, padding, dilation, dtype, target)
     if reason is not None or target is None:
         raise ValueError(f"values: {reason}")

@@ -12,8 +12,6 @@ The sums pass through memory to the epilogue of `cpu_tile`. Taps that fall on pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fxdbsr.kernels.cpu_tile import Conv, Tile
 
 DECLARATIONS = [
@@ -41,14 +39,15 @@ class _RegisterTile(Tile):
         self.chunk = next(n for n in range(32, 0, -2) if run % n == 0)  # inputs of one multiplication
 
     def write(self) -> str:
+        """The function's text, after the configuration of its registers."""
         code, columns = self.code, len(self.vectors)
         assert len(self.pieces) * columns <= 4
         code.emit("%sums = alloca [4096 x i8], align 64")
         code.emit(f"call void @llvm.x86.ldtilecfg(ptr @config_{self.start}_{self.count})")  # sets the sums to zero
         self._loop("block", 0, "%n", 1, self._block, [])
-        registers = [(i, n) for i in range(len(self.pieces)) for n in range(columns)]
-        for register, _ in enumerate(registers):
-            code.emit(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {code.at('%sums', 1024 * register, 'i8')}, i64 64)")
+        for register in range(len(self.pieces) * columns):
+            at = code.at("%sums", 1024 * register, "i8")
+            code.emit(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {at}, i64 64)")
         for i, (a, b) in enumerate(self.pieces):
             for p in range(self.pixels_of_piece):
                 for n, vector in enumerate(self.vectors):
@@ -58,7 +57,11 @@ class _RegisterTile(Tile):
 
     def _config(self) -> str:
         """Rows and bytes a row of each register."""
-        pixels, inputs, weights = (self.pixels_of_piece, 64), (self.pixels_of_piece, 2 * self.chunk), (self.chunk // 2, 64)
+        pixels, inputs, weights = (
+            (self.pixels_of_piece, 64),
+            (self.pixels_of_piece, 2 * self.chunk),
+            (self.chunk // 2, 64),
+        )
         shapes = dict.fromkeys(range(4), pixels) | dict.fromkeys((4, 5), inputs) | dict.fromkeys((6, 7), weights)
         config = bytearray(64)
         config[0] = 1

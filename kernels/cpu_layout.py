@@ -119,7 +119,9 @@ class Order:
             return cls(-(-height // 16) * 16, 1, 2, False, True)
         whole, rest = divmod(height, lanes)
         rest = max(4, 1 << (rest - 1).bit_length()) if rest else 0
-        return cls(whole * lanes + rest if sums == 1 else height, sums, sums * (2 if bfloat16 and not spread else 1), spread)
+        return cls(
+            whole * lanes + rest if sums == 1 else height, sums, sums * (2 if bfloat16 and not spread else 1), spread
+        )
 
     def is_stored(self, grid: BlockGrid, bfloat16: bool) -> bool:
         """True where `values [nnz, BO, BC, R, S]` themselves can be kept in this order, by their strides."""
@@ -130,7 +132,8 @@ class Order:
         _, bo, bc, *_ = values.shape
         pad = (0, 0, 0, 0, 0, -bc % self.unit, 0, self.height - bo)
         whole = torch.nn.functional.pad(values.float() if self.spread else values, pad)
-        return whole.unflatten(2, (-1, self.unit)).permute(0, 4, 5, 2, 1, 3).contiguous()
+        ordered: Tensor = whole.unflatten(2, (-1, self.unit)).permute(0, 4, 5, 2, 1, 3).contiguous()
+        return ordered
 
     def block(self, inputs: int, taps: int) -> int:
         """Weights of a block with so many inputs."""

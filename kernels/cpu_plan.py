@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from fxdbsr.blocks import BlockGrid
@@ -67,12 +66,16 @@ def writes(conv: Geometry, y: Layout, target: Target) -> bool:
     grid, (height, _) = conv.grid, conv.grid.block_size
     if y.block >= y.channels:
         return y.groups == 1
-    aligned = grid.groups == 1 or grid.out_channels // grid.groups % height == 0 or height > grid.out_channels // grid.groups
+    aligned = (
+        grid.groups == 1 or grid.out_channels // grid.groups % height == 0 or height > grid.out_channels // grid.groups
+    )
     vector = min(target.lanes, height)
     return y.groups == 1 and aligned and (y.block % height == 0 or (height % y.block == 0 and y.block % vector == 0))
 
 
-def code_of(conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layout | None, images: int) -> tuple[Conv, int]:
+def code_of(
+    conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layout | None, images: int
+) -> tuple[Conv, int]:
     """The code for these layouts, and the images that it sees."""
     grid, order, out = conv.grid, conv.order(target), y.size
     (stride, padding), size = (conv.stride, conv.padding), x.size
@@ -81,7 +84,7 @@ def code_of(conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layo
         # a run of pixels, over all images where each is one plane
         many = images if all(layout.block >= layout.channels for layout in layouts) else 1
         images, size = images // many, (1, many * size[0] * size[1])
-        out, layouts = size, [Layout(l.channels, size, l.block, l.pixel, groups=l.groups) for l in layouts]
+        out, layouts = size, [replace(layout, size=size) for layout in layouts]
         x, y, residual = layouts[0], layouts[1], layouts[2] if residual else None
     section = grid.out_channels if order.spread else grid.out_channels // grid.groups
     edge = section - (ceil(section / grid.block_size[0]) - 1) * grid.block_size[0]
@@ -133,7 +136,9 @@ def line_table(code: Conv) -> list[int]:
     (stride, _), (pad, _), (step, _), (R, _) = code.stride, code.padding, code.dilation, code.kernel
     for top in range(code.out[0]):
         bottom = top + code.tile[0] - 1
-        met = [r for r in range(R) if bottom * stride + r * step >= pad and top * stride + r * step < code.x.size[0] + pad]
+        met = [
+            r for r in range(R) if bottom * stride + r * step >= pad and top * stride + r * step < code.x.size[0] + pad
+        ]
         table += [met[0], met[-1] + 1] if met else [0, 0]
     return table
 
@@ -158,7 +163,11 @@ def task_table(code: Conv, rows: int, images: int, threads: int) -> list[int]:
     for image in range(images):
         for panel in range(panels):
             first, last = (i * along // panels for i in (panel, panel + 1))
-            span = (0, P, first * width, min(last * width, Q)) if lines == 1 else (first * height, min(last * height, P), 0, Q)
+            span = (
+                (0, P, first * width, min(last * width, Q))
+                if lines == 1
+                else (first * height, min(last * height, P), 0, Q)
+            )
             for group in range(groups):
                 table += [image, *span, group * rows // groups, (group + 1) * rows // groups]
     return table

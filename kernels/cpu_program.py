@@ -19,10 +19,9 @@ from torch import Tensor
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import Geometry, code_of, line_table, row_table, task_table
-from fxdbsr.kernels.cpu_steps import TASK, Copy, Pool, conv_step, copy_step, pool_step, program
+from fxdbsr.kernels.cpu_steps import TASK, Copy, Pool, conv_step, copy_step, pool_step
+from fxdbsr.kernels.cpu_team import LINE, team
 from fxdbsr.kernels.cpu_tile import Conv
-
-_WORDS = 8  # of 8 bytes in a cache line
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ class Program:
 
     def __init__(self, target: jit.Target, steps: Sequence[Step], threads: int) -> None:
         self.steps, self.threads = steps, threads
-        self._alone = jit.function(program(False), target, 4)
-        self._team = jit.function(program(True), target, 4) if threads > 1 and jit.openmp() else None
+        self._alone = jit.function(team(False), target, 4)
+        self._team = jit.function(team(True), target, 4) if threads > 1 and jit.openmp() else None
         words: list[int] = []
         self.patches: dict[int, list[int]] = {}  # of each buffer, the words to which its address is added
         at = 3 * len(steps)
@@ -122,7 +121,7 @@ class Program:
                 self.patches.setdefault(argument.buffer, []).append(len(words))
             words.append(argument.offset if isinstance(argument, Place) else argument)
         self.counters = len(words)
-        words += [0] * (_WORDS * (len(steps) * threads + 1))
+        words += [0] * (LINE // 8 * (len(steps) * threads + 1))
         self.words, self._array = words, ctypes.c_int64 * len(words)
 
     def call(self, buffers: Sequence[int]) -> Call:
@@ -138,7 +137,7 @@ class Program:
 
     def run(self, start: int) -> None:
         """Do all steps with the arguments at that address."""
-        counters = -(-(start + 8 * self.counters) // 64) * 64
+        counters = -(-(start + 8 * self.counters) // LINE) * LINE
         if self._team is not None and _parallel:
             self._team(start, len(self.steps), counters, self.threads)
         else:

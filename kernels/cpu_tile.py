@@ -16,7 +16,7 @@ several groups, its lanes take the inputs of their own groups from one load.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxdbsr.kernels.cpu_layout import Layout, Order
@@ -87,6 +87,18 @@ class Conv:
         return [(start, min(most, whole - start)) for start in range(0, whole, most)]
 
 
+def declarations(conv: Conv) -> list[str]:
+    """Declarations of the intrinsics that micro-kernels call."""
+    lines = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
+    for n in (4, 8, 16):
+        v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
+        lines.append(f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})")
+        lines.append(f"declare {v} @llvm.rint.v{n}f32({v})")
+        if conv.bfloat16:
+            lines.append(f"declare {v} {_DOT}{32 * n}({v}, {pairs}, {pairs})")
+    return lines
+
+
 def tile(conv: Conv, start: int, count: int) -> str:
     """The function `@tile_{start}_{count}`: `count` outputs of a block row from `start` on.
 
@@ -97,6 +109,8 @@ def tile(conv: Conv, start: int, count: int) -> str:
 
 
 class Tile:
+    """The writer of one micro-kernel."""
+
     def __init__(self, conv: Conv, start: int, count: int) -> None:
         self.conv, self.start, self.count, self.code = conv, start, count, Code()
         self.pixels = [(a, b) for a in range(conv.tile[0]) for b in range(conv.tile[1])]
@@ -110,7 +124,8 @@ class Tile:
         self.types = [f"<{n * sums} x float>" for _ in self.pixels for _, n, _ in self.vectors]
 
     def write(self) -> str:
-        conv, code = self.conv, self.code
+        """The function's text."""
+        conv = self.conv
         first = ["zeroinitializer"] * len(self.vectors)
         if conv.bias and conv.order.sums == 1:
             first = [self.code.floats("%bias", start, n, count, conv.bfloat16) for start, n, count in self.vectors]
@@ -249,7 +264,9 @@ class Tile:
             sums //= 2
             value = code.value(f"fadd <{n * sums} x float> {even}, {odd}")
         if conv.bias and (conv.order.sums > 1 or conv.order.tiles):
-            value = code.value(f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count, conv.bfloat16)}")
+            value = code.value(
+                f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count, conv.bfloat16)}"
+            )
         if conv.residual is not None:
             residual = self.code.floats("%residual", self._output(conv.residual, a, b, start), n, count, conv.bfloat16)
             value = code.value(f"fadd <{n} x float> {value}, {residual}")

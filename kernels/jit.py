@@ -89,7 +89,7 @@ def _may_use_tiles() -> bool:
 
 @cache
 def openmp() -> tuple[int, ...] | None:
-    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads`, `GOMP_barrier` in torch's OpenMP runtime.
+    """Addresses of what `OPENMP` names: `GOMP_parallel` and its kin in torch's OpenMP runtime.
 
     Looked up through the library that torch computes with, so the runtime is the one whose threads torch
     uses already; None where that has no GNU entry points (macOS, Windows).

@@ -110,7 +110,11 @@ class Code:
             wide = self.value(f"zext <{count} x i16> {raw} to <{count} x i32>")
             wide = self.value(f"shl <{count} x i32> {wide}, <{', '.join(['i32 16'] * count)}>")
             raw = self.value(f"bitcast <{count} x i32> {wide} to <{count} x float>")
-        return raw if n == count else self.shuffle("float", raw, "zeroinitializer", count, [min(i, count) for i in range(n)])
+        return (
+            raw
+            if n == count
+            else self.shuffle("float", raw, "zeroinitializer", count, [min(i, count) for i in range(n)])
+        )
 
     def store_floats(self, value: str, n: int, pointer: str, index: int, count: int, bfloat16: bool) -> None:
         """The first `count` of the n float32 lanes of `value` to `pointer[index]`."""

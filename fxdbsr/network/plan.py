@@ -137,7 +137,9 @@ class Plan:
             return last
         wanted = [self._wanted(node, reader) for reader in readers]
         for layout in sorted(wanted, key=lambda w: w.border, reverse=True):
-            alike = [w.border for w in wanted if (w.block, w.pixel, w.groups) == (layout.block, layout.pixel, layout.groups)]
+            alike = [
+                w.border for w in wanted if (w.block, w.pixel, w.groups) == (layout.block, layout.pixel, layout.groups)
+            ]
             layout = replace(layout, border=(max(top for top, _ in alike), max(left for _, left in alike)))
             if operation.layer is None:
                 fits = layout.groups == 1
@@ -177,8 +179,7 @@ class Plan:
         if operation.kind == "same":
             self.buffers[node] = self.buffers[x]
             return
-        torch_reads = [reader for reader in self.readers(node) if reader not in self.operations]
-        outside = any(reader.op == "output" or may_keep(reader) for reader in torch_reads)
+        outside = any(reader.op == "output" for reader in self.readers(node))
         y = self.buffers[node] = Buffer(self._homes[node], outside)
         if operation.layer is not None:
             self._add_conv(operation, self.weights_of(operation.layer), self.buffers[x], y)
@@ -249,9 +250,11 @@ def may_keep(node: fx.Node) -> bool:
 
 def conv_weights(layer: PackedConv) -> Weights:
     """The weights of a conv that the CPU engine runs."""
-    pairs = [(int(v[0]), int(v[1])) for v in (layer.stride, layer.padding, layer.dilation)]
+    stride, padding, dilation = ((v[0], v[1]) for v in (layer.stride, layer.padding, layer.dilation))
     bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.bias
-    conv = Geometry(layer.grid, *pairs, bfloat16, bias is not None, layer.activation, layer.negative_slope)
+    conv = Geometry(
+        layer.grid, stride, padding, dilation, bfloat16, bias is not None, layer.activation, layer.negative_slope
+    )
     return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
 
 
@@ -262,5 +265,4 @@ def linear_weights(layer: nn.Linear, target: jit.Target) -> Weights:
     conv = Geometry(grid, (1, 1), (0, 0), (1, 1), bfloat16, bias is not None, "none", 0.0)
     keep = torch.ones(grid.shape, dtype=torch.bool)
     values, crow, col = grid.pack(layer.weight.detach()[:, :, None, None], keep)
-    bias = None if bias is None else bias.detach()
-    return Weights(conv, conv.order(target).weights(values), crow, col, bias)
+    return Weights(conv, conv.order(target).weights(values), crow, col, None if bias is None else bias.detach())

@@ -1,7 +1,7 @@
 """Runs a converted model on a CPU: plans for the shapes that it meets, memory for calls, and when not to.
 
 The graph stays an ordinary graph of packed convs and runs as one wherever something looks at it: gradients, hooks,
-compilers, modes, tracers. Else the second call with inputs of one shape makes a plan, and later ones follow it.
+compilers, modes, tracers. Else the first call with inputs of a shape makes a plan, from shapes alone, and follows it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxdbsr.graph import called_module, get_attribute, writes_in_place
@@ -21,15 +22,15 @@ from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.ops import is_watched
 from fxdbsr.network.memory import PAGE
 from fxdbsr.network.operations import image_of, operations_of
-from fxdbsr.network.plan import Plan, Run, Weights, conv_weights, linear_weights
+from fxdbsr.network.plan import Plan, Run, Weights, conv_weights, linear_weights, may_keep
 from fxdbsr.nn.packed import PackedConv
 
 PLANS = 16  # of different shapes that a model keeps
 SPARE = 8  # memories for calls that a plan keeps
-CHUNK = 2  # images that are taken at a time where a batch has more
+CHUNK = 4  # images that are taken at a time where a batch has more
 
 
-class Unplanned(Exception):
+class UnplannedError(Exception):
     """A value has another shape than in the call that the plan was made from."""
 
 
@@ -43,18 +44,26 @@ class Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """As the interpreter."""
-        before = {t.untyped_storage().data_ptr() for source in n.all_input_nodes for t in _tensors(self.env[source])}
+        before = [tensor for source in n.all_input_nodes for tensor in pytree.tree_leaves(self.env[source])]
         value = super().run_node(n)
-        if any(t.untyped_storage().data_ptr() in before for t in _tensors(value)):
-            self.aliases.add(n)
-        self.seen[n] = value.to("meta") if isinstance(value, Tensor) else None
+        for tensor in pytree.tree_leaves(value):
+            if isinstance(tensor, Tensor) and any(isinstance(b, Tensor) and same_memory(tensor, b) for b in before):
+                self.aliases.add(n)
+        self.seen[n] = value
         return value
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else []
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """True where one tensor may be a view of the other."""
+    return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
+
+
+def recorded(module: fx.GraphModule, args: tuple[Tensor, ...]) -> Recorder:
+    """What `module` does with tensors like `args`, told by shapes alone: nothing is computed or written."""
+    recorder = Recorder(module)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        recorder.run(*(mode.from_tensor(x) for x in args))
+    return recorder
 
 
 class Memory:
@@ -81,7 +90,7 @@ class Memory:
         """All items of the plan, given its inputs and the tensors for its outputs; the values that torch saw.
 
         Raises:
-            Unplanned: a value that torch made has another shape than it had.
+            UnplannedError: a value that torch made has another shape than it had.
         """
         plan, values, kept = self.plan, {**self.views, **values}, list[Tensor]()
         for index, item in enumerate(plan.items):
@@ -92,7 +101,7 @@ class Memory:
                 x = values[node]
                 image = plan.images[node]
                 if x.shape != image.shape(plan.batch) or x.dtype != plan.dtype:
-                    raise Unplanned
+                    raise UnplannedError
                 if node.op != "placeholder":
                     x = x.contiguous() if image.flat else x.contiguous(memory_format=torch.channels_last)
                     kept.append(x)
@@ -180,8 +189,10 @@ class Runner:
         self.owners = [(*owner_of(module, name), found) for name, found in self.modules.items()]
         self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
-        self.usable = any(layer.engine == "cpu" for layer in self.layers) and not writes_input
-        self.plans: OrderedDict[Any, Planned | None] = OrderedDict()
+        foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
+        self.usable = any(layer.engine == "cpu" for layer in self.layers) and not writes_input and not foreign
+        self.state: Any = None
+        self.plans: OrderedDict[Any, Planned] = OrderedDict()
         self.linears: dict[nn.Linear, tuple[Any, Weights]] = {}
 
     def is_current(self) -> bool:
@@ -214,27 +225,21 @@ class Runner:
         layouts = tuple(layout_of(x) for x in args)
         if None in layouts:
             return False, None
-        threads = torch.get_num_threads() if cpu_program.is_parallel() else 1
         state = tuple((id(layer.values), id(layer.bias), layer.derived) for layer in self.layers)
-        key = (tuple((x.shape, x.dtype) for x in args), layouts, threads, state)
-        if key not in self.plans:
-            self._remember(key, None)
-            return False, None
-        planned = self.plans[key]
+        if state != self.state:
+            self.state, self.plans = state, OrderedDict()
+        threads = torch.get_num_threads() if cpu_program.is_parallel() else 1
+        key = (tuple((x.shape, x.dtype) for x in args), layouts, threads)
+        planned = self.plans.get(key)
         if planned is None:
-            recorder = Recorder(module)
-            output = recorder.run(*args)
-            self._remember(key, self._plan(module.graph, recorder, dict(zip(self.inputs, layouts, strict=True)), threads))
-            return True, output
+            inputs = dict(zip(self.inputs, layouts, strict=True))
+            planned = self.plans[key] = self._plan(module.graph, recorded(module, args), inputs, threads)
+            while len(self.plans) > PLANS:
+                self.plans.popitem(last=False)
         try:
             return True, planned(dict(zip(self.inputs, args, strict=True)))
-        except Unplanned:
+        except UnplannedError:
             return False, None
-
-    def _remember(self, key: Any, planned: Planned | None) -> None:
-        self.plans[key] = planned
-        while len(self.plans) > PLANS:
-            self.plans.popitem(last=False)
 
     def _plan(self, graph: fx.Graph, recorder: Recorder, layouts: dict[fx.Node, Any], threads: int) -> Planned:
         first = recorder.seen[self.inputs[0]]
