@@ -39,6 +39,7 @@ class PackedConv(nn.Module):
 
     Attributes:
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        revision: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
         adds_residual: whether its calls pass a residual, as far as conversion knows.
         input_size: images, height and width that conversion saw, or None.
@@ -77,7 +78,7 @@ class PackedConv(nn.Module):
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason = "", ""
+        self.engine, self.reason, self.revision = "", "", 0
         self.choose_engine()
 
     @property
@@ -110,6 +111,7 @@ class PackedConv(nn.Module):
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
         derived: list[Tensor] = []
+        self.revision += 1
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
             derived = [dense.layout(self.grid.unpack(*packed).detach())]
@@ -133,6 +135,11 @@ class PackedConv(nn.Module):
     def _take_derived(self) -> dict[str, Tensor]:
         """Remove and return what the engine derived."""
         return {name: self._buffers.pop(name) for name in [*self._buffers] if name.startswith("derived")}  # type: ignore
+
+    def engine_weights(self) -> Tensor:
+        """The packed weights in the order in which the CPU engine reads them."""
+        derived = self.derived()
+        return derived[0] if derived else self.values
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
