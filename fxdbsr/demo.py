@@ -22,7 +22,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fxdbsr.api import convert, prepare
-from fxdbsr.digits import SIZE, Digits, accuracy, learning_rate, load_digits, predict, train_epoch
+from fxdbsr.digits import SIZE, accuracy, learning_rate, load_digits, predict, train_epoch
+from fxdbsr.images import ImageSet
 from fxdbsr.models import resnet20
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.picture import save_masks
@@ -152,7 +153,7 @@ def _optimizer(model: nn.Module) -> torch.optim.SGD:
 def _train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: Digits,
+    data: ImageSet,
     args: argparse.Namespace,
     steps: int,
     on_step: Callable[[float], None],

@@ -13,6 +13,7 @@ import torch
 
 import fxdbsr
 from fxdbsr import demo, digits
+from fxdbsr.images import ImageSet
 
 KEYS = [
     "dense_accuracy", "accuracy", "sparsity", "macs_dense", "macs", "layers_packed", "max_abs_error",
@@ -33,11 +34,9 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "BATCH", 16)
     whole = digits.load_digits()
 
-    def load() -> digits.Digits:
+    def load() -> ImageSet:
         n = 3 * demo.BATCH
-        return digits.Digits(
-            whole.train_images[:n], whole.train_labels[:n], whole.test_images[:60], whole.test_labels[:60]
-        )
+        return ImageSet(whole.train_images[:n], whole.train_labels[:n], whole.test_images[:60], whole.test_labels[:60])
 
     monkeypatch.setattr(demo, "load_digits", load)
 
