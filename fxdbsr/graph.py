@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
+
+from fxdbsr.nn.scaled import ScaledFunction, keeping_float32
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _HOOKS = (
@@ -112,6 +114,9 @@ class TracedModule(fx.GraphModule):
             self.register_buffer(name, constant, persistent=False)
         self.training = root.training
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_float32(fn, functional_scales([self])), recurse)  # type: ignore[no-untyped-call]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
         assert isinstance(new, TracedModule)
@@ -148,6 +153,10 @@ class TwoGraphModule(nn.Module):
         """The graph for that mode, over this module's state."""
         part: fx.GraphModule = self.__dict__["_parts"][training]
         return part
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = functional_scales(self.__dict__["_parts"])
+        return super()._apply(keeping_float32(fn, scales), recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the traced model in the present mode."""
@@ -266,6 +275,12 @@ def called_module(node: fx.Node) -> nn.Module | None:
         return None
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def functional_scales(parts: Iterable[fx.GraphModule]) -> list[Tensor]:
+    """The scales of the functional convs of `parts`, which are parameters of modules that know nothing of them."""
+    nodes = [node for part in parts for node in part.graph.nodes if isinstance(called_module(node), ScaledFunction)]
+    return [get_attribute(node.graph.owning_module, str(node.args[2].target)) for node in nodes]
 
 
 def get_attribute(root: nn.Module, target: str) -> Any:

@@ -10,6 +10,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
 from fxdbsr.graph import called_module, get_attribute, graph_modules, unwrap
 from fxdbsr.nn.scaled import Blocked, ScaledFunction, ScaledLayer
+from fxdbsr.ranks import whole
 
 
 @dataclass
@@ -22,7 +23,7 @@ class BlockedLayer:
         scale: `[rows, columns]`.
         masks: every buffer that holds the mask, `[rows, columns]` bool each; they are kept equal.
         grid: the blocks of the weight.
-        form: "product" or "clamp".
+        form: "product", "clamp" or "mask".
         users: the modules that multiply the weight.
     """
 
@@ -46,7 +47,9 @@ class BlockedLayer:
 
     def alive(self) -> Tensor:
         """`[rows, columns]` bool: the blocks that are not exactly zero by scale or mask."""
-        scale = self.scale.detach()
+        if self.form == "mask":
+            return self.mask.clone()
+        scale = whole(self.scale.detach())
         return self.mask & (scale > 0 if self.form == "clamp" else scale != 0)
 
 
