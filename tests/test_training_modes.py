@@ -178,14 +178,14 @@ def test_a_prepared_half_model_has_float32_scales() -> None:
     assert model(batch(0)[0].bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("options", [{"target": 0.5, "of": "macs", "steps": STEPS}, {"gamma": 0.18}])
+@pytest.mark.parametrize("options", [{"target": 0.5, "of": "macs", "steps": STEPS}, {"gamma": 0.2}])
 def test_a_bfloat16_model_trains_to_the_zeros(options: dict[str, Any]) -> None:
     model = prepared().bfloat16()
     optimizer = sgd(model)
     sparsifier = Sparsifier(model, optimizer, **options)
     train(model, optimizer, torch.bfloat16)
     sparsifier.finalize()
-    assert 0.1 < sparsifier.sparsity() < 0.9
+    assert 0.1 < sparsifier.sparsity() < 1
     if "target" in options:
         assert_met(sparsifier, 0.5)
     x = batch(0)[0].bfloat16()
