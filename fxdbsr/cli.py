@@ -16,11 +16,13 @@ from typing import Any
 
 COMMANDS = {
     "demo": ("fxdbsr.demo", "train, convert and report a small ResNet on bundled images"),
+    "train": ("fxdbsr.training.command", "train a net to block sparsity, on one process or under torchrun"),
     "report": ("fxdbsr.reporting.command", "the table of MACs, parameters and blocks of a model"),
 }
 EXAMPLES = """\
 examples:
   fxdbsr demo
+  fxdbsr train --data digits --model resnet20 --block 8x8 --target 0.5
   fxdbsr report resnet50
   fxdbsr report resnet50 --block 32x32 --sparsity 0.5 --depth 1
   fxdbsr COMMAND --help

@@ -1,0 +1,73 @@
+"""`fxdbsr train`: train a net to block sparsity, on one process or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fxdbsr.training.arguments import add_options, options_of
+from fxdbsr.training.processes import Processes, processes
+from fxdbsr.training.run import Run
+
+EXAMPLES = """\
+examples:
+  fxdbsr train --data digits --model resnet20 --block 8x8 --target 0.5
+  fxdbsr train --recipe resnet20-cifar100 --data-dir ~/data
+  torchrun --nproc-per-node 8 -m fxdbsr train --recipe resnet50-imagenet --data-dir /data/imagenet
+  fxdbsr train --config my.toml --resume
+
+Every epoch prints a JSON line and writes last.pt; best.pt is the best epoch whose mask is final.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = EXAMPLES
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as `args` say; JSON lines on stdout, progress on stderr."""
+    options = options_of(args)
+    with processes(options.device) as team:
+        out = Path(options.out)
+        if team.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+        team.wait()
+        training = Run(options, team)
+        while training.epoch < options.epochs:
+            with Progress(team, training) as progress:
+                entry = training.train_epoch(progress.step)
+            if team.is_first:
+                print(json.dumps(entry), flush=True)
+        if team.is_first:
+            print(f"wrote {out / 'best.pt'}, {out / 'last.pt'}, {out / 'log.jsonl'}", file=sys.stderr)
+    return 0
+
+
+class Progress:
+    """A bar of the steps of one epoch, on stderr where that is a terminal."""
+
+    def __init__(self, team: Processes, training: Run) -> None:
+        self.shown = team.is_first and sys.stderr.isatty()
+        self.total, self.epoch = len(training.data.train), training.epoch + 1
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.shown:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, desc=f"epoch {self.epoch}", unit="step", leave=False, dynamic_ncols=True)
+        return self
+
+    def step(self) -> None:
+        """One step more."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
