@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
         if team.is_first:
             out.mkdir(parents=True, exist_ok=True)
         team.wait()
-        training = Run(options, team)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default", UserWarning)
+            training = Run(options, team)
+        for warning in told if team.is_first else ():
+            print(f"fxdbsr train: {warning.message}", file=sys.stderr)
         while training.epoch < options.epochs:
             with Progress(team, training) as progress:
                 entry = training.train_epoch(progress.step)
