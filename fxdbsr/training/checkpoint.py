@@ -59,13 +59,12 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         OSError: it cannot be read. ValueError: it is damaged, or not written by `fxdbsr train`.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a checkpoint, or not a whole one: {reason}") from error
+    with open(path, "rb") as file:
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: not a checkpoint, or not a whole one: {reason}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = sorted(map(str, found))[:5] if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"{path}: expected a checkpoint of fxdbsr train ({FORMAT!r}), got {got}")

@@ -84,12 +84,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         OSError, ValueError: the file cannot be read, or holds something else.
     """
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(f"weights: {path} is no file of torch.save, or not a whole one: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            found: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"weights: {path} is no file of torch.save, or not a whole one: {error}") from error
     found = found.get("model", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"weights: {path}: expected a state dict of tensors, got {type(found).__name__}")

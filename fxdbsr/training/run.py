@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from fxdbsr.digits import learning_rate
@@ -130,7 +130,7 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(step)
             try:
-                watch.see(self._step(batch))
+                self._step(batch, watch)
             except ValueError:
                 watch.check()
                 raise
@@ -160,8 +160,8 @@ class Run:
         self._save()
         return entry
 
-    def _step(self, batch: Batch) -> Tensor:
-        """A step of the optimizer on this process's part of a batch; the loss, detached."""
+    def _step(self, batch: Batch, watch: Watch) -> None:
+        """A step of the optimizer on this process's part of a batch; `watch` sees the loss before it is taken."""
         options, device = self.options, self.processes.device
         self.optimizer.zero_grad()
         total = torch.zeros((), device=device)
@@ -173,11 +173,11 @@ class Run:
             loss = loss / options.accumulate
             torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
+        watch.see(total)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.net)
-        return total
 
     def _autocast(self) -> Any:
         amp = self.options.amp
