@@ -129,6 +129,7 @@ class LoadedBatches:
             _Seeded(images, seed or 0),
             batch_sampler=self._places,
             num_workers=workers,
+            generator=torch.Generator(),  # not the global one, which the model's dropouts draw from
             persistent_workers=workers > 0,
             pin_memory=processes.device.type == "cuda",
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxdbsr.training.arguments import add_options, options_of
+from fxdbsr.training.options import Options
 from fxdbsr.training.processes import Processes, processes
 from fxdbsr.training.run import Run
 
@@ -34,23 +35,28 @@ def run(args: argparse.Namespace) -> int:
     """Train as `args` say; JSON lines on stdout, progress on stderr."""
     options = options_of(args)
     with processes(options.device) as team:
-        out = Path(options.out)
-        if team.is_first:
-            out.mkdir(parents=True, exist_ok=True)
-        team.wait()
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("default", UserWarning)
-            training = Run(options, team)
-        for warning in told if team.is_first else ():
-            print(f"fxdbsr train: {warning.message}", file=sys.stderr)
-        while training.epoch < options.epochs:
-            with Progress(team, training) as progress:
-                entry = training.train_epoch(progress.step)
-            if team.is_first:
-                print(json.dumps(entry), flush=True)
-        if team.is_first:
-            print(f"wrote {out / 'best.pt'}, {out / 'last.pt'}, {out / 'log.jsonl'}", file=sys.stderr)
+        train(options, team)
     return 0
+
+
+def train(options: Options, team: Processes) -> None:
+    """Train as `options` say, among the processes of `team`."""
+    out = Path(options.out)
+    if team.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+    team.wait()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default", UserWarning)
+        training = Run(options, team)
+    for warning in told if team.is_first else ():
+        print(f"fxdbsr train: {warning.message}", file=sys.stderr)
+    while training.epoch < options.epochs:
+        with Progress(team, training) as progress:
+            entry = training.train_epoch(progress.step)
+        if team.is_first:
+            print(json.dumps(entry), flush=True)
+    if team.is_first:
+        print(f"wrote {out / 'best.pt'}, {out / 'last.pt'}, {out / 'log.jsonl'}", file=sys.stderr)
 
 
 class Progress:
