@@ -41,7 +41,7 @@ class Sparsifier:
 
     Args:
         model: prepared; also inside torch.compile, DistributedDataParallel or fully_shard.
-        optimizer: any torch optimizer that holds the scales.
+        optimizer: any torch optimizer that holds the scales; also as Accelerate and Lightning wrap it.
         target: fraction in [0, 1) of the cost of all blocked layers that shall be zero in the end; met to half the
             cost of a block.
         of: the cost: "blocks", "params" (weights) or "macs" (multiply-accumulates).
@@ -100,6 +100,7 @@ class Sparsifier:
             target=target, gamma=gamma, shrink=shrink, of=of, steps=steps, begin=begin, end=end, interval=interval,
             cost_weights=cost_weights, cost_power=cost_power,
         )  # fmt: skip
+        optimizer = _unwrapped(optimizer)
         reshard(model)
         self.model, self.optimizer, self.layers = model, optimizer, blocked_layers(model)
         _check_weights(self.plan, self.layers)
@@ -199,6 +200,13 @@ class Sparsifier:
         self._way = self._make_way()
         if isinstance(self._way, Shrinking):
             self._way.travelled = state["travelled"]
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """The optimizer inside the wrappers of Accelerate and Lightning, which skip its steps as they see fit."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _check_weights(plan: Plan, layers: list[BlockedLayer]) -> None:

@@ -39,11 +39,12 @@ def alone() -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = {way: script.train(lambda model: model, options, 0, 1) for way, options in WAYS.items()}
+    found["penalty"] = script.train(lambda model: model, WAYS["target"], 0, 1, penalty=1e-4)
     torch.set_num_threads(threads)
     return found
 
 
-@pytest.mark.parametrize("way", ["target", "gamma", "deadly gamma"])
+@pytest.mark.parametrize("way", ["target", "gamma", "deadly gamma", "penalty"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_both_ranks_hold_the_same_zeros_at_every_step(seen: dict[str, Any], wrapper: str, way: str) -> None:
     first, second = seen[f"{wrapper} {way}"]
@@ -52,7 +53,7 @@ def test_both_ranks_hold_the_same_zeros_at_every_step(seen: dict[str, Any], wrap
     assert first["zeros"][-1].count("0") > 3
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", [*WAYS, "penalty"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_two_ranks_reach_the_zeros_and_weights_of_one_process(
     seen: dict[str, Any], alone: dict[str, Any], wrapper: str, way: str

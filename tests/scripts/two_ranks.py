@@ -53,7 +53,12 @@ def batch(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    wrap: Callable[[nn.Module], nn.Module], options: dict[str, Any], rank: int, ranks: int, uneven: bool = False
+    wrap: Callable[[nn.Module], nn.Module],
+    options: dict[str, Any],
+    rank: int,
+    ranks: int,
+    uneven: bool = False,
+    penalty: float = 0.0,
 ) -> dict[str, Any]:
     """The zeros after each step, as strings of 0 and 1, and the weights in the end."""
     model = wrap(prepared())
@@ -63,7 +68,8 @@ def train(
     for step in range(STEPS):
         x, y = batch(step, 8 + 4 * rank if uneven else 8)
         optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(model(x[rank::ranks]), y[rank::ranks]))
+        loss = F.cross_entropy(model(x[rank::ranks]), y[rank::ranks])
+        torch.autograd.backward(loss + penalty * fxdbsr.penalty(model, "params") if penalty else loss)
         optimizer.step()
         zeros.append("".join(str(int(b)) for layer in blocked_layers(model) for b in layer.alive().flatten()))
     weights = [float(whole(p.detach()).double().square().sum()) for p in model.parameters()]
@@ -105,6 +111,8 @@ def main() -> None:
     for way, options in ways.items():
         for name, wrap in (("ddp", ddp), ("fsdp", shard), ("fsdp_layers", shard_all)):
             seen[f"{name} {way}"] = train(wrap, options, rank, 2)
+    for name, wrap in (("ddp", ddp), ("fsdp", shard), ("fsdp_layers", shard_all)):
+        seen[f"{name} penalty"] = train(wrap, ways["target"], rank, 2, penalty=1e-4)
     seen["uneven"] = train(ddp, ways["target"], rank, 2, uneven=True)
     seen["refused"] = refused(shard, rank)
     seen["in advance"] = train(shard, ways["target"] | {"example_inputs": torch.zeros(1, 3, 8, 8)}, rank, 2)
