@@ -45,11 +45,11 @@ class BlockedLayer:
         for own in self.masks:
             own.copy_(mask)
 
-    def alive(self) -> Tensor:
-        """`[rows, columns]` bool: the blocks that are not exactly zero by scale or mask."""
+    def alive(self, scale: Tensor | None = None) -> Tensor:
+        """`[rows, columns]` bool: the blocks that are not exactly zero by `scale` (by default its own) or mask."""
         if self.form == "mask":
             return self.mask.clone()
-        scale = whole(self.scale.detach())
+        scale = whole(self.scale.detach()) if scale is None else scale
         return self.mask & (scale > 0 if self.form == "clamp" else scale != 0)
 
 

@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import BlockedLayer
+from fxdbsr.optimizers import step_size
 from fxdbsr.plan import Plan
 from fxdbsr.ranks import agreed, assign_, local, whole
-from fxdbsr.travel import LrSchedule, step_size, total_step_size
+from fxdbsr.travel import LrSchedule, total_step_size
 
 LEAST = 1e-6
 
@@ -43,19 +44,20 @@ class Shrinking:
         """Shrink as the plan has it after step number `step`.
 
         Raises:
-            ValueError: NaN in a scale, which is looked for every `interval` steps.
+            ValueError: NaN or infinity in a scale.
         """
         if self.plan.is_inside(step):
             amounts = self.amounts()
             shrink_(self.layers, amounts)
             hold_cut_layers_(self.layers, amounts, self.bypass)
             self.travelled += min(self._amount(group) for group in self._groups if group is not None)
-        if self.plan.is_due(step):
-            check_finite(self.layers)
 
     def finalize(self) -> None:
-        """Mask the zeros that the penalty has made."""
-        check_finite(self.layers)
+        """Mask the zeros that the penalty has made.
+
+        Raises:
+            ValueError: NaN or infinity in a scale.
+        """
         hold_cut_layers_(self.layers, self.amounts(), self.bypass)
         for layer in self.layers:
             layer.set_mask(agreed(layer.alive().cpu(), self.group, layer.scale.device))
@@ -93,9 +95,14 @@ def shrink_(layers: Sequence[BlockedLayer], amounts: Sequence[float]) -> None:
 
 
 def hold_cut_layers_(layers: Sequence[BlockedLayer], amounts: Sequence[float], bypass: Bypass) -> None:
-    """Where dead layers cut an output from an input, hold their heaviest block just above 0, in place."""
-    found = [layer.alive().any() for layer in layers]
-    alive = torch.stack(found if len({f.device for f in found}) == 1 else [f.cpu() for f in found]).tolist()
+    """Where dead layers cut an output from an input, hold their heaviest block just above 0, in place.
+
+    Raises:
+        ValueError: NaN or infinity in a scale; the message names the layer.
+    """
+    finite, alive = _finite_and_alive(layers)
+    if not all(finite):
+        raise ValueError(f"{layers[finite.index(False)].name}: its scale holds NaN or infinity")
     dead: set[int] = set()
     for position, layer in enumerate(layers):
         if alive[position] or bypass.survives(dead | {position}):
@@ -108,12 +115,10 @@ def hold_cut_layers_(layers: Sequence[BlockedLayer], amounts: Sequence[float], b
         assign_(layer.scale, scale)
 
 
-def check_finite(layers: Sequence[BlockedLayer]) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        ValueError: a scale holds one; the message names the layer.
-    """
-    for layer in layers:
-        if not bool(whole(layer.scale).isfinite().all()):
-            raise ValueError(f"{layer.name}: its scale holds NaN or infinity")
+def _finite_and_alive(layers: Sequence[BlockedLayer]) -> tuple[list[bool], list[bool]]:
+    """For each layer whether all scales are finite, and whether any block is alive: gathered and read at once."""
+    scales = [whole(layer.scale.detach()) for layer in layers]
+    flags = [scale.isfinite().all() for scale in scales]
+    flags += [layer.alive(scale).any() for layer, scale in zip(layers, scales, strict=True)]
+    read = torch.stack(flags if len({f.device for f in flags}) == 1 else [f.cpu() for f in flags]).tolist()
+    return read[: len(layers)], read[len(layers) :]

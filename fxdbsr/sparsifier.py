@@ -25,6 +25,7 @@ from fxdbsr.bypass import Bypass
 from fxdbsr.costs import Costs
 from fxdbsr.layers import BlockedLayer, blocked_layers
 from fxdbsr.masking import Masking
+from fxdbsr.optimizers import check_holds_scales, unwrapped
 from fxdbsr.plan import Plan
 from fxdbsr.ranks import group_of, reshard
 from fxdbsr.scales import record_positions
@@ -100,11 +101,13 @@ class Sparsifier:
             target=target, gamma=gamma, shrink=shrink, of=of, steps=steps, begin=begin, end=end, interval=interval,
             cost_weights=cost_weights, cost_power=cost_power,
         )  # fmt: skip
-        optimizer = _unwrapped(optimizer)
+        optimizer = unwrapped(optimizer)
         reshard(model)
         self.model, self.optimizer, self.layers = model, optimizer, blocked_layers(model)
         _check_weights(self.plan, self.layers)
-        _check_optimizer(self.plan, self.layers, optimizer)
+        check_holds_scales(optimizer, self.layers)
+        if target is None and not any(layer.scale.requires_grad for layer in self.layers):
+            raise ValueError("gamma, shrink: there is no trainable scale; a model of form 'mask' takes a target")
         self.step, self.frozen = 0, False
         self._group = group_of(model, self.layers[0].scale) if process_group is None else process_group
         if example_inputs is not None:
@@ -202,28 +205,7 @@ class Sparsifier:
             self._way.travelled = state["travelled"]
 
 
-def _unwrapped(optimizer: Any) -> Any:
-    """The optimizer inside the wrappers of Accelerate and Lightning, which skip its steps as they see fit."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
 def _check_weights(plan: Plan, layers: list[BlockedLayer]) -> None:
     unknown = sorted(set(plan.cost_weights) - {layer.name for layer in layers})
     if unknown:
         raise ValueError(f"cost_weights: no blocked layer is named {unknown[0]!r}; one is {layers[0].name!r}")
-
-
-def _check_optimizer(plan: Plan, layers: list[BlockedLayer], optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer: expected a torch optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    absent = [layer.name for layer in layers if layer.scale.requires_grad and id(layer.scale) not in held]
-    if absent:
-        raise ValueError(
-            f"optimizer: it lacks {len(absent)} of {len(layers)} scales, the first of {absent[0]}: make it "
-            "from fxdbsr.param_groups(model, ...) or model.parameters() after fxdbsr.prepare (and fully_shard)"
-        )
-    if plan.target is None and not any(layer.scale.requires_grad for layer in layers):
-        raise ValueError("gamma, shrink: there is no trainable scale to shrink; a model of form 'mask' takes a target")

@@ -1,4 +1,4 @@
-"""How far the penalty moves a scale: in one step, and in a whole training, from the schedule of learning rates."""
+"""How far a constant gradient moves a scale in a whole training, from the schedule of learning rates."""
 
 from __future__ import annotations
 
@@ -11,20 +11,10 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fxdbsr.optimizers import step_size
 from fxdbsr.plan import Plan
 
 LrSchedule: TypeAlias = LRScheduler | Sequence[float]
-
-
-def step_size(optimizer: Optimizer, group: dict[str, Any]) -> float:
-    """How far a constant gradient of 1 moves a parameter of `group` in a step, in the long run.
-
-    `lr * (1 - dampening) / (1 - momentum)` with SGD; `lr`, without that reading, with Adam, AdamW and others.
-    """
-    lr = float(group["lr"])
-    if not isinstance(optimizer, SGD):
-        return lr
-    return lr * (1 - float(group["dampening"])) / (1 - float(group["momentum"]))
 
 
 def total_step_size(

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of Lightning and Accelerate are theirs
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
 
-def run(name: str, *options: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Runs an example as the command line would; what it prints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def started(name: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield started
+    torch.set_num_threads(threads)
 
 
 def sparsity(printed: str) -> float:
@@ -25,15 +38,26 @@ def sparsity(printed: str) -> float:
 
 
 @pytest.mark.parametrize("name", ["plain_loop.py", "accelerate_loop.py"])
-def test_the_loops_reach_half_of_the_macs(name: str) -> None:
+def test_the_loops_reach_half_of_the_macs(run: Any, name: str) -> None:
     printed = run(name, "--epochs", "2")
     assert sparsity(printed) == pytest.approx(50, abs=1)
     assert float(re.findall(r"accuracy ([\d.]+)%", printed)[0]) > 50
 
 
-def test_the_lightning_module_reaches_half_of_the_macs_and_resumes(tmp_path: Path) -> None:
+def test_the_lightning_module_reaches_half_of_the_macs_and_resumes(run: Any, tmp_path: Path) -> None:
     printed = run("lightning_module.py", "--epochs", "2", "--folder", str(tmp_path))
     assert sparsity(printed) == pytest.approx(50, abs=1)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     again = run("lightning_module.py", "--epochs", "2", "--folder", str(tmp_path), "--resume", str(checkpoint))
     assert re.findall("accuracy.*", again) == re.findall("accuracy.*", printed)
+
+
+def test_the_training_pages_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = EXAMPLES.parent / "training.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    alone = [block for block in blocks if "fully_shard" not in block and "best.pt" not in block]
+    assert len(alone) == 2
+    namespace: dict[str, object] = {}
+    for block in alone:
+        exec(compile(block, str(page), "exec"), namespace)
+    assert sparsity(capsys.readouterr().out) == pytest.approx(40, abs=1)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -259,14 +260,13 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"epoch": 1})
-    script = (
-        "import resource, sys, pathlib, torch\n"
-        "from fxdbsr.training import checkpoint\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "checkpoint.save(pathlib.Path(sys.argv[1]), {'epoch': 2, 'model': torch.zeros(100_000)})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
-    assert f"OSError: cannot write {path}: File too large; what was there before is untouched" in done.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.pt: File too large; what was there before is untouched"):
+            checkpoint.save(path, {"epoch": 2, "model": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint.load(path)["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
@@ -347,6 +347,17 @@ def test_an_image_that_cannot_be_read_is_named(refused: Any, tmp_path: Path) -> 
         "--workers", "0",
     )  # fmt: skip
     assert f"{broken}: cannot be read as an image" in line
+
+
+def test_a_terminal_sees_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["train", *TINY, "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert "epoch 1:" in shown.err
+    assert "/21" in shown.err
+    assert len(shown.out.splitlines()) == 1
 
 
 def test_a_penalty_too_weak_is_told_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
