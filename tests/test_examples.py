@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.filterwarnings("default")  # those of Lightning and Accelerate are theirs
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning and Accelerate are theirs
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
