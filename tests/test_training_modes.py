@@ -205,6 +205,18 @@ def test_small_steps_of_the_penalty_are_not_lost_in_bfloat16() -> None:
         torch.testing.assert_close(scale.detach(), torch.full_like(scale, 0.99))
 
 
+def test_a_model_that_moves_after_the_sparsifier_was_made_is_masked() -> None:
+    model = prepared()
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, optimizer, target=0.5, steps=STEPS)
+    before = [layer.mask for layer in blocked_layers(model)]
+    model._apply(torch.clone)  # as .to(device) does: other buffers, the same parameters
+    train(model, optimizer)
+    assert all(bool(mask.all()) for mask in before)
+    now = torch.cat([value.flatten() for name, value in model.state_dict().items() if name.endswith("mask")])
+    assert float((~now).float().mean()) == sparsifier.sparsity() == pytest.approx(0.5, abs=0.03)
+
+
 def test_one_compiled_graph_serves_the_whole_training() -> None:
     masks = []
     for compiled in (False, True):
