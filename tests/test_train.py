@@ -66,8 +66,8 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def weights(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
+def weights(path: Path, of: str = "model") -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)[of]
     return state
 
 
@@ -140,7 +140,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(train: Any, tmp_path:
     assert 1 <= reached < 4
     entries = train(*options, "--out", str(tmp_path / "cut"))
     assert [entry["epoch"] for entry in entries] == list(range(reached + 1, 5))
-    assert same(weights(tmp_path / "out" / "last.pt"), weights(tmp_path / "cut" / "last.pt"))
+    for of in ("model", "net"):
+        assert same(weights(tmp_path / "out" / "last.pt", of), weights(tmp_path / "cut" / "last.pt", of))
+    assert not same(weights(tmp_path / "out" / "last.pt", "net"), weights(tmp_path / "out" / "last.pt"))
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("out", "cut")]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1]

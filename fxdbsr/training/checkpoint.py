@@ -86,7 +86,7 @@ def check_same_run(path: Path, found: Mapping[str, Any], options: Options) -> No
 def load_trained(path: str | os.PathLike[str]) -> nn.Module:
     """The prepared model of a checkpoint of `fxdbsr train`, in eval mode; the average, where one was kept.
 
-    Ready for `fxdbsr.convert` and `fxdbsr.report`.
+    Ready for `fxdbsr.convert` and `fxdbsr.report`. The file holds its state dict under "model".
 
     Raises:
         OSError: the file cannot be read. ValueError: it is no such checkpoint.
@@ -94,5 +94,5 @@ def load_trained(path: str | os.PathLike[str]) -> nn.Module:
     found = load(Path(path))
     options = Options.of_dict(found["options"] | {"weights": None}, str(path))
     model = make_net(options, found["classes"], found["size"])
-    model.load_state_dict(found["ema"] or found["model"])
+    model.load_state_dict(found["model"])
     return model.eval()

@@ -69,7 +69,7 @@ class Run:
         self.sparsifier.load_state_dict(found["sparsifier"])
         self.scaler.load_state_dict(found["scaler"])
         if self.average is not None:
-            self.average.model.load_state_dict(found["ema"])
+            self.average.model.load_state_dict(found["model"])
             self.average.steps = found["ema_steps"]
         self.epoch, self.history = found["epoch"], found["history"]
 
@@ -147,6 +147,7 @@ class Run:
         if not self.processes.is_first:
             return
         content = states | {
+            "model": states["net"] if self.average is None else self.average.model.state_dict(),  # what was evaluated
             "options": self.options.to_dict(),
             "classes": self.data.classes,
             "size": self.data.size,
@@ -154,7 +155,6 @@ class Run:
             "history": self.history,
             "sparsifier": self.sparsifier.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.average is None else self.average.model.state_dict(),
             "ema_steps": 0 if self.average is None else self.average.steps,
         }
         save(self.out / "last.pt", content)

@@ -12,11 +12,11 @@ WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def states_of(net: nn.Module, optimizer: Optimizer, is_sharded: bool) -> dict[str, Any]:
-    """The states under "model" and "optimizer"; of shards on rank 0 alone, and all ranks have to call it."""
+    """The states under "net" and "optimizer"; of shards on rank 0 alone, and all ranks have to call it."""
     if not is_sharded:
-        return {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+        return {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
     return {
-        "model": sharded.get_model_state_dict(net, options=WHOLE),
+        "net": sharded.get_model_state_dict(net, options=WHOLE),
         "optimizer": sharded.get_optimizer_state_dict(net, optimizer, options=WHOLE),
     }
 
@@ -25,7 +25,7 @@ def load_states(net: nn.Module, optimizer: Optimizer, found: dict[str, Any], is_
     """Load what `states_of` gave; all ranks have to call it with the same."""
     if not is_sharded:
         optimizer.load_state_dict(found["optimizer"])
-        net.load_state_dict(found["model"])
+        net.load_state_dict(found["net"])
         return
     sharded.set_optimizer_state_dict(net, optimizer, found["optimizer"], options=WHOLE)
-    sharded.set_model_state_dict(net, found["model"], options=WHOLE)
+    sharded.set_model_state_dict(net, found["net"], options=WHOLE)
