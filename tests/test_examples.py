@@ -50,14 +50,3 @@ def test_the_lightning_module_reaches_half_of_the_macs_and_resumes(run: Any, tmp
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     again = run("lightning_module.py", "--epochs", "2", "--folder", str(tmp_path), "--resume", str(checkpoint))
     assert re.findall("accuracy.*", again) == re.findall("accuracy.*", printed)
-
-
-def test_the_training_pages_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = EXAMPLES.parent / "training.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    alone = [block for block in blocks if "fully_shard" not in block and "best.pt" not in block]
-    assert len(alone) == 2
-    namespace: dict[str, object] = {}
-    for block in alone:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert sparsity(capsys.readouterr().out) == pytest.approx(40, abs=1)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from fxdbsr.commands.output import add_json, check_outputs, put
 from fxdbsr.training.arguments import add_options, options_of
 from fxdbsr.training.options import Options
 from fxdbsr.training.processes import Processes, processes
@@ -21,7 +22,8 @@ examples:
   torchrun --nproc-per-node 8 -m fxdbsr train --recipe resnet50-imagenet --data-dir /data/imagenet
   fxdbsr train --config my.toml --resume
 
-Every epoch prints a JSON line and writes last.pt; best.pt is the best epoch whose mask is final.
+Every epoch prints a JSON line and writes last.pt; best.pt is the best epoch whose mask is final. --json gives what was
+reached as JSON, in place of words on stderr.
 """
 
 
@@ -29,18 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = EXAMPLES
     add_options(parser)
+    add_json(parser, "what was reached")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as `args` say; JSON lines on stdout, progress on stderr."""
+    """Train as `args` say; JSON lines on stdout, progress and words on stderr."""
     options = options_of(args)
+    check_outputs(args.json)
     with processes(options.device) as team:
-        train(options, team)
+        history = train(options, team)
+        if team.is_first:
+            figures = reached(options, history)
+            if args.json != "-":
+                print(summary(figures), file=sys.stderr)
+            if args.json is not None:
+                put(args.json, json.dumps(figures))
     return 0
 
 
-def train(options: Options, team: Processes) -> None:
-    """Train as `options` say, among the processes of `team`."""
+def train(options: Options, team: Processes) -> list[dict[str, Any]]:
+    """Train as `options` say, among the processes of `team`; an entry for every epoch."""
     out = Path(options.out)
     if team.is_first:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,8 +65,23 @@ def train(options: Options, team: Processes) -> None:
             entry = training.train_epoch(progress.step)
         if team.is_first:
             print(json.dumps(entry), flush=True)
-    if team.is_first:
-        print(f"wrote {out / 'best.pt'}, {out / 'last.pt'}, {out / 'log.jsonl'}", file=sys.stderr)
+    return training.history
+
+
+def reached(options: Options, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a training that is done: its best epoch, its last, and where its files lie."""
+    final = [entry for entry in history if entry["frozen"]]
+    best = max(final, key=lambda entry: entry["accuracy"])  # the first of those that are equal, as best.pt
+    files = {name: str(Path(options.out) / name) for name in ("best.pt", "last.pt", "log.jsonl")}
+    return {"best": best, "last": history[-1], "of": options.of, "files": files}
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """`figures` in words."""
+    best, of = figures["best"], figures["of"]
+    zero = f"{best[f'{of}_sparsity']:.1%} of the {'MACs' if of == 'macs' else of} zero"
+    wrote = ", ".join(figures["files"].values())
+    return f"best accuracy {best['accuracy']:.2%} in epoch {best['epoch']}, {zero}\nwrote {wrote}"
 
 
 class Progress:
