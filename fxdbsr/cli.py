@@ -16,6 +16,7 @@ from typing import Any
 
 COMMANDS = {
     "demo": ("fxdbsr.demo", "train, convert and report a small ResNet on bundled images"),
+    "train": ("fxdbsr.training.command", "train a net to block sparsity, on one process or under torchrun"),
     "report": ("fxdbsr.commands.report", "the table of MACs, parameters and blocks of a model, and its page"),
     "convert": ("fxdbsr.commands.convert", "a prepared model's checkpoint to a file with block-sparse kernels"),
     "bench": ("fxdbsr.commands.bench", "the converted model's time beside the dense one's, on this machine"),
@@ -23,6 +24,7 @@ COMMANDS = {
 EXAMPLES = """\
 examples:
   fxdbsr demo
+  fxdbsr train --data digits --model resnet20 --block 8x8 --target 0.5
   fxdbsr report resnet50 --block 32x32 --sparsity 0.5 --html resnet50.html
   fxdbsr convert resnet50 --checkpoint best.pt --block 32x32 -o resnet50.pt2
   fxdbsr bench resnet50 --sparsity 0.5,0.7,0.9 --batch 1,8

@@ -53,7 +53,7 @@ class ConvertedModule(TracedModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with one_warning():
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+            return super()._apply(fn, recurse)  # type: ignore[no-any-return]
 
 
 def forward_of(graph_forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fxdbsr.api import convert, prepare
 from fxdbsr.commands.output import add_json, check_outputs, put
-from fxdbsr.digits import SIZE, Digits, accuracy, learning_rate, load_digits, predict, train_epoch
+from fxdbsr.digits import SIZE, accuracy, learning_rate, load_digits, predict, train_epoch
+from fxdbsr.images import ImageSet
 from fxdbsr.models import resnet20
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.picture import save_masks
@@ -106,12 +107,14 @@ def demonstrate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     dense, sparse = (_net(args.seed), prepare(_net(args.seed), BLOCK_SIZE))
     optimizers = [_optimizer(model) for model in (dense, sparse)]
     target = TARGET if args.target is None and args.gamma is None else args.target
+    schedules = [LambdaLR(optimizer, lambda step: learning_rate(step, steps)) for optimizer in optimizers]
     sparsifier = Sparsifier(
-        sparse, optimizers[1], target=target, of="macs", steps=steps, gamma=args.gamma, example_inputs=example
-    )
+        sparse, optimizers[1], target=target, of="macs", steps=steps, gamma=args.gamma, end=0.67,
+        lr_schedule=schedules[1], example_inputs=example,
+    )  # fmt: skip
     with Progress(2 * steps) as progress:
-        _train(dense, optimizers[0], data, args, steps, progress.of("dense", args.epochs))
-        _train(sparse, optimizers[1], data, args, steps, progress.of("sparse", args.epochs), sparsifier)
+        _train(dense, optimizers[0], schedules[0], data, args, progress.of("dense", args.epochs))
+        _train(sparse, optimizers[1], schedules[1], data, args, progress.of("sparse", args.epochs))
 
     expected = predict(sparse, data.test_images)
     packed, auto = convert(sparse, backend="reference"), convert(sparse)
@@ -157,23 +160,19 @@ def _optimizer(model: nn.Module) -> torch.optim.SGD:
 def _train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: Digits,
+    schedule: LambdaLR,
+    data: ImageSet,
     args: argparse.Namespace,
-    steps: int,
     on_step: Callable[[float], None],
-    sparsifier: Sparsifier | None = None,
 ) -> None:
     generator = torch.Generator().manual_seed(args.seed)
-    scheduler = LambdaLR(optimizer, lambda step: learning_rate(step, steps))
 
     def after(loss: float) -> None:
-        scheduler.step()
+        schedule.step()
         on_step(loss)
 
-    for epoch in range(args.epochs):
+    for _ in range(args.epochs):
         train_epoch(model, optimizer, data, BATCH, generator, after)
-        if sparsifier is not None and epoch + 1 >= sparsifier.end * args.epochs:
-            sparsifier.finalize()
 
 
 class Progress:

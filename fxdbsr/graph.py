@@ -11,7 +11,7 @@ import copy
 import linecache
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 
+from fxdbsr.nn.scaled import ScaledFunction, keeping_float32
 from fxdbsr.tracer import Tracer, values_are_tensors
 
 STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -88,6 +89,9 @@ class TracedModule(_LikeRoot, GraphModule):
             self.register_buffer(name, constant, persistent=False)
         self.follow(root)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_float32(fn, functional_scales([self])), recurse)  # type: ignore[no-untyped-call]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
         assert isinstance(new, TracedModule)
@@ -130,6 +134,10 @@ class TwoGraphModule(_LikeRoot):
         """The graph for that mode, over this module's state."""
         part: fx.GraphModule = self.__dict__["_parts"][training]
         return part
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = functional_scales(self.__dict__["_parts"])
+        return super()._apply(keeping_float32(fn, scales), recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the traced model in the present mode."""
@@ -225,6 +233,12 @@ def called_module(node: fx.Node) -> nn.Module | None:
         return None
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def functional_scales(parts: Iterable[fx.GraphModule]) -> list[Tensor]:
+    """The scales of the functional convs of `parts`, which are parameters of modules that know nothing of them."""
+    nodes = [node for part in parts for node in part.graph.nodes if isinstance(called_module(node), ScaledFunction)]
+    return [get_attribute(node.graph.owning_module, str(node.args[2].target)) for node in nodes]
 
 
 def get_attribute(root: nn.Module, target: str) -> Any:

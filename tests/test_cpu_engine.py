@@ -96,8 +96,8 @@ class Arguments:
     def tensors(self) -> tuple[Any, ...]:
         return (self.input, self.values, self.crow_indices, self.col_indices, self.bias, self.residual)
 
-    def run(self, target: jit.Target = TARGET) -> Tensor:
-        return cpu.conv(*self.tensors(), self.tables(target), *self.numbers, target)
+    def run(self, target: jit.Target | None = TARGET) -> Tensor:
+        return cpu.conv(*self.tensors(), self.tables(target), *self.numbers, target=target)  # type: ignore[misc, call-arg]
 
     def expected(self, dtype: torch.dtype | None = None) -> Tensor:
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors()]

@@ -14,6 +14,7 @@ import torch
 import fxdbsr
 from fxdbsr import demo, digits
 from fxdbsr.cli import main
+from fxdbsr.images import ImageSet
 
 KEYS = [
     "dense_accuracy", "accuracy", "sparsity", "macs_dense", "macs", "layers_packed", "max_abs_error",
@@ -34,17 +35,15 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "BATCH", 16)
     whole = digits.load_digits()
 
-    def load() -> digits.Digits:
+    def load() -> ImageSet:
         n = 3 * demo.BATCH
-        return digits.Digits(
-            whole.train_images[:n], whole.train_labels[:n], whole.test_images[:60], whole.test_labels[:60]
-        )
+        return ImageSet(whole.train_images[:n], whole.train_labels[:n], whole.test_images[:60], whole.test_labels[:60])
 
     monkeypatch.setattr(demo, "load_digits", load)
 
 
 @needs_report
-@pytest.mark.parametrize("mode", [("--target", "0.5"), ("--gamma", "0.01")])
+@pytest.mark.parametrize("mode", [("--target", "0.5"), ("--gamma", "1.0")])
 @pytest.mark.usefixtures("few_digits")
 def test_one_epoch_writes_figures_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: tuple[str, str]
