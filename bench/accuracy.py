@@ -1,8 +1,10 @@
 """Accuracy at equal epochs: fxdbsr's training against block pruning, channel pruning and smaller dense nets.
 
     python -m bench.accuracy run --plan floor --out bench/results/accuracy_generated.jsonl [--part 1/2]
+    python -m bench.accuracy table bench/results/accuracy_generated.jsonl
+    python -m bench.accuracy figure bench/results/accuracy_generated.jsonl --png bench/results/accuracy_generated.png
 
-Trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON line
+`run` trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON line
 after each. Started again, it goes on where it stopped; several processes may share a plan by `--part`. Nets train on
 a GPU where there is one, else on one thread.
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from bench.accuracy_arms import ARMS
+from bench.accuracy_figure import draw
 from bench.accuracy_plans import PLANS
+from bench.accuracy_table import HEAD, rows
 from bench.accuracy_training import Setting, accuracy, cost, make_net
 from bench.paired import provenance
 
@@ -100,17 +104,32 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the arms of the comparison")
+    parser = argparse.ArgumentParser(description="train the arms of the comparison, and show what came out")
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train what a plan asks for and the file lacks")
     training.add_argument("--plan", choices=sorted(PLANS), required=True)
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--part", default="1/1", metavar="K/N", help="every N-th setting, from the K-th")
+    table = commands.add_parser("table", help="print means, spreads and paired differences")
+    table.add_argument("files", type=Path, nargs="+")
+    table.add_argument("--against", default="gradual", help="the arm to subtract (default gradual)")
+    figure = commands.add_parser("figure", help="draw the error against MACs and parameters")
+    figure.add_argument("files", type=Path, nargs="+")
+    figure.add_argument("--png", type=Path, required=True)
+    figure.add_argument("--title", default="generated images")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    part, parts = (int(number) for number in args.part.split("/"))
-    run_all(list(PLANS[args.plan]())[part - 1 :: parts], args.out)
+    if args.command == "run":
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        part, parts = (int(number) for number in args.part.split("/"))
+        run_all(list(PLANS[args.plan]())[part - 1 :: parts], args.out)
+        return
+    records = [record for file in args.files for record in read(file)]
+    if args.command == "table":
+        head = [title.format(args.against) for title in HEAD]
+        print(tabulate(rows(records, args.against), head, tablefmt="pipe", disable_numparse=True))
+    else:
+        draw(records, args.png, args.title)
 
 
 if __name__ == "__main__":

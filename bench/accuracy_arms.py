@@ -7,19 +7,21 @@
 * clamp: the form of the method's authors, `clamp(S, 0, 1)` with a straight-through gradient, and the penalty in the
   loss; blocks with S <= 0 are cut for good at `end`. proximal: the penalty as a proximal step, likewise.
 * channels, channels_once: Torch-Pruning's magnitude pruner over groups of channels, in ten rounds or in one.
+* lead: scaled with the options of `bench/accuracy_leads.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 import fxdbsr
 from bench.accuracy_channels import channels, channels_once
+from bench.accuracy_leads import lead
 from bench.accuracy_schedule import BlockSchedule
-from bench.accuracy_training import Setting, Training, conv_macs, load, make_net, make_prepared
+from bench.accuracy_training import Setting, Training, conv_macs, make_net, make_prepared, without_scales
 from fxdbsr.layers import blocked_layers
 
 
@@ -33,8 +35,11 @@ def slim(setting: Setting) -> nn.Module:
     assert setting.sparsity is not None
     whole = conv_macs(make_net(setting), setting)
     wanted = (1 - setting.sparsity) * whole
-    factors = torch.linspace(0.02, 1, 197).tolist()
-    nearest = min(factors, key=lambda factor: abs(conv_macs(make_net(setting, factor), setting) - wanted))
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if conv_macs(make_net(setting, middle), setting) < wanted else (low, middle)
+    nearest = min((low, high), key=lambda factor: abs(conv_macs(make_net(setting, factor), setting) - wanted))
     return Training(make_net(setting, nearest), setting).run()
 
 
@@ -55,7 +60,7 @@ def gradual_layer(setting: Setting) -> nn.Module:
 
 def _scheduled(setting: Setting, model: nn.Module, scope: str) -> nn.Module:
     training = Training(model, setting)
-    return training.run(after_step=BlockSchedule(model, setting, training.steps, example_of(setting), scope))
+    return training.run(after_step=BlockSchedule(model, setting, training.steps, scope))
 
 
 def clamp(setting: Setting) -> nn.Module:
@@ -94,21 +99,7 @@ def once_layer(setting: Setting) -> nn.Module:
 
 
 def _one_shot(setting: Setting) -> Setting:
-    from dataclasses import replace
-
     return replace(setting, begin=setting.end)
-
-
-def without_scales(model: nn.Module) -> nn.Module:
-    """`model` with its scales frozen at 1."""
-    for scale in fxdbsr.block_scales(model).values():
-        scale.requires_grad_(False)
-    return model
-
-
-def example_of(setting: Setting) -> Tensor:
-    """One image."""
-    return load(setting.data, setting.draw).test_images[:1]
 
 
 def _gamma(setting: Setting) -> float:
@@ -121,5 +112,6 @@ ARMS: dict[str, Callable[[Setting], nn.Module]] = {
     arm.__name__: arm
     for arm in (
         dense, slim, scaled, gradual, gradual_layer, once, once_layer, clamp, proximal, channels, channels_once,
+        lead,
     )
 }  # fmt: skip

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import product
 from typing import Any
 
 from bench.accuracy_training import Setting
@@ -24,11 +22,19 @@ def tuning(arm: str, sparsity: float | None, seed: int, **changes: Any) -> Setti
 
 
 def tune() -> Iterator[Setting]:
-    """Learning rate and weight decay of every arm."""
-    arms = (("scaled", 0.9), ("gradual", 0.9), ("dense", None), ("slim", 0.9), ("channels", 0.9), ("once", 0.7))
-    for lr, decay in product((0.2, 0.4), (5e-4, 1e-3, 2e-3, 4e-3)):
+    """Learning rate and weight decay of every arm, then when blocks go, then what a MAC counts."""
+    arms = (("scaled", 0.9), ("gradual", 0.9), ("once", 0.9), ("channels", 0.9), ("slim", 0.9), ("dense", None))
+    for lr, decay in ((0.4, 1e-3), (0.2, 1e-3), (0.8, 1e-3), (0.4, 5e-4), (0.4, 2e-3)):
         for arm, sparsity in arms:
             yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay)
+    for power in (0.25, 0.75):
+        for arm in ("scaled", "gradual", "once"):
+            yield tuning(arm, 0.9, TUNING_SEEDS[0], power=power)
+    for begin, end in ((0.1, 0.5), (0.1, 0.8), (0.3, 0.67)):
+        for arm in ("scaled", "gradual", "channels"):
+            yield tuning(arm, 0.9, TUNING_SEEDS[0], begin=begin, end=end)
+    for end in (0.33, 0.5, 0.8):
+        yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
 
 
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in (tune,)}

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.accuracy_training import Setting
+from bench.accuracy_training import Setting, load
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import blocked_layers
 from fxdbsr.ranking import block_scores, lowest, lowest_of_each
@@ -25,14 +25,13 @@ class BlockSchedule:
         model: prepared.
         setting: sparsity, begin, end, power.
         steps: of the whole training.
-        example: one image, for the MACs.
         scope: "global" ranks the blocks of all layers together, "layer" takes the same fraction of each layer.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting, steps: int, example: Tensor, scope: str = "global") -> None:
+    def __init__(self, model: nn.Module, setting: Setting, steps: int, scope: str = "global") -> None:
         self.model, self.setting, self.steps, self.scope = model, setting, steps, scope
         self.layers = blocked_layers(model)
-        record_positions(model, self.layers, example)
+        record_positions(model, self.layers, load(setting.data, setting.draw).test_images[:1])
         self.costs = [cost.flatten() for cost in block_costs(self.layers, "macs", True)]
         self.positions = [
             cost / layer.grid.numel().flatten() for cost, layer in zip(self.costs, self.layers, strict=True)
@@ -66,9 +65,12 @@ class BlockSchedule:
 
     def lowest(self, sparsity: float) -> list[Tensor]:
         """The blocks to switch off, bool for each layer."""
-        scores, costs = self.scores(), torch.cat(self.costs)
         if self.scope == "layer":
-            return lowest_of_each(scores, sparsity, self.survives)
+            return lowest_of_each(self.scores(), sparsity, self.survives)
+        return self.ranked_lowest(self.scores(), sparsity)
+
+    def ranked_lowest(self, scores: list[Tensor], sparsity: float) -> list[Tensor]:
+        """The blocks to switch off by `scores` over all layers, each divided by its cost to the setting's power."""
         ranked = torch.cat([s / p**self.setting.power for s, p in zip(scores, self.positions, strict=True)])
-        sizes = [len(score) for score in scores]
+        sizes, costs = [len(score) for score in scores], torch.cat(self.costs)
         return list(lowest(ranked, costs, sizes, sparsity * float(costs.sum()), self.survives).split_with_sizes(sizes))

@@ -56,13 +56,13 @@ class Setting:
     data: str = "generated"
     draw: int = 0
     net: str = "resnet"
-    width: int = 16
+    width: int = 32
     depth: int = 1
     block: tuple[int, int] = (4, 4)
     epochs: int = 12
-    batch: int = 64
-    lr: float = 0.2
-    weight_decay: float = 5e-4
+    batch: int = 128
+    lr: float = 0.4
+    weight_decay: float = 1e-3
     begin: float = 0.1
     end: float = 0.67
     power: float = 0.5
@@ -155,6 +155,13 @@ def make_prepared(setting: Setting, form: str = "product", net: nn.Module | None
     return fxdbsr.prepare(make_net(setting) if net is None else net, config=config)
 
 
+def without_scales(model: nn.Module) -> nn.Module:
+    """`model` with its scales frozen at 1."""
+    for scale in fxdbsr.block_scales(model).values():
+        scale.requires_grad_(False)
+    return model
+
+
 def learning_rate(part: float, warmup: float = 0.05) -> float:
     """Factor on the learning rate after `part` of the steps: linear to 1, then a cosine to 0."""
     return part / warmup if part < warmup else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * part))))
@@ -195,7 +202,7 @@ class Training:
             group["factor"] = lr_of_scales if number == 2 else 1.0
         if len(groups) > 2:
             groups[2]["weight_decay"] = self.setting.option("scale_decay", 0.0)
-        self.optimizer = torch.optim.SGD(groups, lr=self.setting.lr, momentum=MOMENTUM, nesterov=True)
+        self.optimizer = torch.optim.SGD(groups, lr=self.setting.lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
     def run(self, until: float = 1.0, after_step: Callable[[int], None] | None = None) -> nn.Module:
         """Train to the fraction `until` of the steps; `after_step` is called with the number of steps done."""
