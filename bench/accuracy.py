@@ -4,9 +4,9 @@
     python -m bench.accuracy table bench/results/accuracy_generated.jsonl
     python -m bench.accuracy figure bench/results/accuracy_generated.jsonl --png bench/results/accuracy_generated.png
 
-`run` trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON line
-after each. Started again, it goes on where it stopped; several processes may share a plan by `--part`. Nets train on
-a GPU where there is one, else on one thread.
+`run` trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON
+line after each. Started again, it goes on where it stopped; several processes may share a plan by `--part`. Nets
+train on a GPU where there is one, else on one thread.
 """
 
 from __future__ import annotations

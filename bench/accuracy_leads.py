@@ -5,7 +5,8 @@ Options of `Setting.options` (defaults in brackets):
 * scales [True]: trainable block scales; False applies a lead to the baseline.
 * scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
 * score ["l2"]: "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
-  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`.
+  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "l2";
+  "within" divides "l2" by the mean square of the layer's scales, "share" by the mean of the layer's scores.
 * clean [False]: blocks whose inputs are all constant, or whose outputs nobody reads, go first.
 * measured [False]: how much each layer gives is decided by the loss that it costs, measured on a batch (NetAdapt,
   Yang et al., ECCV 2018); the score ranks within layers only.
@@ -185,6 +186,13 @@ class LeadSchedule(BlockSchedule):
                 (f.flatten() / layer.grid.numel().flatten() * w).sqrt()
                 for f, layer, w in zip(self._fisher, self.layers, plain, strict=True)
             ]
+        if kind == "within":
+            return [
+                s / layer.scale[layer.mask].square().mean().clamp_min(1e-12).cpu()
+                for s, layer in zip(super().scores(), self.layers, strict=True)
+            ]
+        if kind == "share":
+            return [s / s.mean() for s in super().scores()]
         if kind == "explained":
             return self._explained()
         return super().scores()

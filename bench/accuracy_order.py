@@ -154,7 +154,7 @@ def fold_scales_(layers: list[BlockedLayer]) -> None:
 
 
 def channel_sets(model: nn.Module) -> list[list[tuple[str, str]]]:
-    """Which tensors hold the same channels in the same order, as (module, "out", "in" or "norm"); outputs are left out."""
+    """Which tensors hold the same channels in the same order, as (module, "out", "in" or "norm"), but for outputs."""
     probe = copy.deepcopy(model).eval()
     graph = probe.graph_module(False) if isinstance(probe, TwoGraphModule) else probe
     assert isinstance(graph, fx.GraphModule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 import fxdbsr
 from bench import accuracy_training
-from bench.accuracy import append, describe, key, read, run, run_all
+from bench.accuracy import describe, key, read, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
@@ -24,16 +25,20 @@ from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
 
-TINY = Setting("scaled", 0, 0.6, width=8, epochs=2)
+TINY = Setting("scaled", 0, 0.6, width=8, epochs=2, batch=32)
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(data: str, draw: int = 0) -> ImageSet:
-        return load_generated(512, 500, size=16, difficulty=0.2, shapes=6, textures=4, seed=draw)
+        return load_generated(256, 200, size=16, difficulty=0.2, shapes=6, textures=4, seed=draw)
 
     for module in ("training", "schedule", "channels", "leads"):
         monkeypatch.setattr(f"bench.accuracy_{module}.load", load)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def setting_of(arm: str) -> Setting:
