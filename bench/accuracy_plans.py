@@ -22,11 +22,16 @@ def tuning(arm: str, sparsity: float | None, seed: int, **changes: Any) -> Setti
 
 
 def tune() -> Iterator[Setting]:
-    """Learning rate and weight decay of every arm, then when blocks go, then what a MAC counts."""
+    """Learning rate and weight decay of every arm."""
     arms = (("scaled", 0.9), ("gradual", 0.9), ("once", 0.9), ("channels", 0.9), ("slim", 0.9), ("dense", None))
-    for lr, decay in ((0.4, 1e-3), (0.2, 1e-3), (0.8, 1e-3), (0.4, 5e-4), (0.4, 2e-3)):
+    rates = ((0.4, 1e-3), (0.2, 1e-3), (0.8, 1e-3), (0.4, 5e-4), (0.4, 2e-3), (0.8, 2e-3), (0.8, 4e-3), (1.6, 2e-3))
+    for lr, decay in rates:
         for arm, sparsity in arms:
             yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay)
+
+
+def tune_schedule() -> Iterator[Setting]:
+    """When blocks go, and what a MAC counts, with the learning rate and weight decay found best."""
     for power in (0.25, 0.75):
         for arm in ("scaled", "gradual", "once"):
             yield tuning(arm, 0.9, TUNING_SEEDS[0], power=power)
@@ -37,4 +42,4 @@ def tune() -> Iterator[Setting]:
         yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
 
 
-PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in (tune,)}
+PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in (tune, tune_schedule)}
