@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from bench.accuracy_training import Setting
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
-TUNED: dict[str, dict[str, Any]] = {}
+STRONG = {"lr": 0.8, "weight_decay": 2e-3}
+TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
+SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
 
 def tuning(arm: str, sparsity: float | None, seed: int, **changes: Any) -> Setting:
@@ -42,4 +45,23 @@ def tune_schedule() -> Iterator[Setting]:
         yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
 
 
-PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in (tune, tune_schedule)}
+def tune_clamp() -> Iterator[Setting]:
+    """Which gammas lead the authors' form where."""
+    for gamma in (1e-3, 4e-3, 1.6e-2):
+        yield tuning("clamp", None, TUNING_SEEDS[0], gamma=gamma, **TUNED["clamp"])
+    for gamma in (1e-3, 4e-3):
+        yield tuning("clamp", None, TUNING_SEEDS[0], gamma=gamma)
+
+
+def comparison() -> Iterator[Setting]:
+    """All arms, seed by seed, so that any beginning of the list compares all arms over the same seeds."""
+    for seed in SEEDS:
+        yield Setting("dense", seed, **TUNED["dense"])
+        for sparsity in (0.5, 0.7, 0.9):
+            for arm in SPARSE:
+                yield Setting(arm, seed, sparsity, **TUNED[arm])
+
+
+PLANS: dict[str, Callable[[], Iterator[Setting]]] = {
+    plan.__name__: plan for plan in (tune, tune_schedule, tune_clamp, comparison)
+}
