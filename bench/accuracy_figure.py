@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy_table import Group, Record, groups
+from bench.accuracy_records import Record
+from bench.accuracy_table import Group, groups
 
 POSTER = Path(__file__).parent / "data" / "poster_curves.json"
 LABELS = {

@@ -13,11 +13,12 @@ import torch
 
 import fxdbsr
 from bench import accuracy_training
-from bench.accuracy import describe, key, read, run, run_all
+from bench.accuracy import describe, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
 from bench.accuracy_plans import PLANS
+from bench.accuracy_records import key, read
 from bench.accuracy_schedule import BlockSchedule
 from bench.accuracy_table import difference, groups, rows
 from bench.accuracy_training import Setting, Training, make_net, make_prepared
@@ -131,7 +132,7 @@ def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) ->
 def record_of(arm: str, seed: int, accuracy: float, sparsity: float | None = 0.7, **others: Any) -> dict[str, Any]:
     made = json.loads(json.dumps(asdict(Setting(arm, seed, sparsity, **others))))
     reached = {f"sparsity_{of}": sparsity or 0.0 for of in ("macs", "macs_needed", "params")}
-    return made | reached | {"accuracy": accuracy}
+    return {**made, **reached, "accuracy": accuracy}
 
 
 def test_differences_are_paired_by_seed() -> None:
