@@ -125,7 +125,7 @@ class ChannelOrder:
         return torch.stack(parts).sum(0).argsort(descending=True) if parts else None
 
     def _move(self, module: nn.Module, kind: str, places: Tensor) -> None:
-        tensors = [t for name, t in module.named_parameters() if name in ("weight", "bias")]
+        tensors: list[Tensor] = [t for name, t in module.named_parameters() if name in ("weight", "bias")]
         if kind == NORM:
             tensors += [b for name, b in module.named_buffers() if name in ("running_mean", "running_var")]
         for tensor in tensors:

@@ -13,14 +13,17 @@ import torch
 
 import fxdbsr
 from bench import accuracy_training
-from bench.accuracy import describe, key, read, run, run_all
+from bench.accuracy import describe, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
+from bench.accuracy_page import PAGE, rendered, verdict
 from bench.accuracy_plans import PLANS
+from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_schedule import BlockSchedule
-from bench.accuracy_table import difference, groups, rows
+from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Setting, Training, make_net, make_prepared
+from bench.accuracy_trials import TRIALS
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
@@ -121,7 +124,7 @@ def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) ->
     run_all(settings, out)
     records = read(out)
     assert [record["seed"] for record in records] == [0, 1]
-    assert key(records[1]) == key(json.loads(json.dumps(asdict(settings[1]))))
+    assert key(records[1]) == key_of(settings[1])
     before = out.read_bytes()
     run_all(settings, out)
     assert out.read_bytes() == before
@@ -131,7 +134,7 @@ def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) ->
 def record_of(arm: str, seed: int, accuracy: float, sparsity: float | None = 0.7, **others: Any) -> dict[str, Any]:
     made = json.loads(json.dumps(asdict(Setting(arm, seed, sparsity, **others))))
     reached = {f"sparsity_{of}": sparsity or 0.0 for of in ("macs", "macs_needed", "params")}
-    return made | reached | {"accuracy": accuracy}
+    return {**made, **reached, "accuracy": accuracy}
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -172,3 +175,45 @@ def test_a_block_before_a_conv_without_blocks_is_useless() -> None:
     kept["body.0.conv2"][:] = False
     useful = dict(zip(layers, LivePaths(model).useful([keep.flatten() for keep in kept.values()]), strict=True))
     assert not useful["body.0.conv1"].any()
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_holds_the_tables_that_the_result_files_give() -> None:
+    assert PAGE.read_text() == rendered(PAGE.read_text()), "run python -m bench.accuracy publish"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "count", "word"),
+    [(1.0, 0.4, 5, "better"), (-1.0, 0.4, 5, "worse"), (0.7, 0.4, 5, "tie"), (9.0, 0.1, 2, "too few seeds")],
+)
+def test_better_is_more_than_two_paired_errors_over_three_seeds(
+    mean: float, error: float, count: int, word: str
+) -> None:
+    assert verdict(Difference(mean, error, count)) == word
+
+
+def test_a_trial_stands_against_gradual_pruning_in_the_same_circumstances() -> None:
+    for trial in TRIALS:
+        ours, theirs = (json.loads(json.dumps(asdict(side(7, 0.9, 1)))) for side in (trial.ours, trial.theirs))
+        assert theirs["arm"] == "gradual" or ["scales", False] in theirs["options"]
+        apart = {name for name in ours if ours[name] != theirs[name]} - {"arm", "options"}
+        assert apart == set(trial.changes), trial.idea
+
+
+def test_the_tables_of_trials_pair_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.accuracy_page.RESULTS", tmp_path)
+    trial = TRIALS[1]
+    for seed, gain in ((100, 1.0), (101, 2.0), (102, 3.0)):
+        for side, accuracy in ((trial.ours, 80 + gain), (trial.theirs, 80.0)):
+            setting = json.loads(json.dumps(asdict(side(seed, 0.9, 1))))
+            append(tmp_path / "accuracy_trials.jsonl", {**setting, "accuracy": accuracy})
+    text = rendered("<!-- trials -->\n<!-- end -->")
+    assert trial.idea in text
+    assert "+2.00 (0.58)" in text
+    assert "better" in text
+
+
+def test_a_record_tells_how_its_setting_differs_from_the_plain_one() -> None:
+    assert changes(record_of("scaled", 3, 90.0, lr=0.2)) == {"seed": 3, "sparsity": 0.7, "lr": 0.2}
