@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
+import torch
+from torch import Tensor
+
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.cpu_layout import Layout, Order
 from fxdbsr.kernels.cpu_tile import Conv
@@ -13,6 +16,7 @@ from fxdbsr.kernels.jit import Target
 
 PANEL_BYTES = 256 * 1024  # of input that a task works on: what a second-level cache holds beside the weights
 TASKS = 4  # of a step for each thread, so that one that is held up leaves the rest to others
+RATES = {8: 0.78, 16: 0.91, 32: 1.0}  # of code for blocks of that height, relative (bench/results/cpu_resnet50.jsonl)
 _WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
@@ -37,6 +41,27 @@ class Geometry:
         """(P, Q) for an input of `size`."""
         p, q = output_size(size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
         return p, q
+
+
+def best_grid(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> BlockGrid:
+    """The grid, of the same blocks or taller ones, in which the kept blocks are expected to run fastest.
+
+    A tall block holds the low ones below each other, zeros where they are not kept: more work at a higher rate.
+    """
+    height, width = grid.block_size
+    if grid.groups > 1 or height not in RATES or not len(col_indices):
+        return grid
+    rows, columns = grid.shape
+    kept = torch.zeros(rows, columns, dtype=torch.bool)
+    kept[torch.arange(rows).repeat_interleave(crow_indices.diff().long()), col_indices.long()] = True
+    costs = {}
+    for tall, rate in RATES.items():
+        if height <= tall <= max(height, grid.out_channels):
+            parts = -(-rows * height // tall)
+            padded = torch.nn.functional.pad(kept, (0, 0, 0, parts * (tall // height) - rows))
+            costs[tall] = int(padded.view(parts, -1, columns).any(1).sum()) * tall / rate
+    best = min(costs, key=costs.__getitem__)
+    return grid if best == height else BlockGrid.of(grid.weight_shape, (best, width))
 
 
 def packed_input(conv: Geometry, target: Target, size: tuple[int, int]) -> Layout:
