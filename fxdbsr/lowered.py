@@ -11,6 +11,7 @@ from fxdbsr.graph import TwoGraphModule, called_module, share_hooks, trace_eval
 from fxdbsr.partial import as_part, lone_layers, parts_of, put_back
 from fxdbsr.passes import Pass, run
 from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.tune_engines import tune_engines
 
 Finish: TypeAlias = Callable[[fx.GraphModule], fx.GraphModule]
 
@@ -50,7 +51,10 @@ def _in_parts(source: nn.Module, passes: Sequence[Pass], lowering: Lowering, fin
     run(passes, alone, lowering.without_inputs())
     replaced |= {layer: alone.get_submodule(name) for name, layer in layers.items()}
     put_back(source, replaced)
-    return source.eval()
+    source.eval()
+    if tune_engines in passes:
+        tune_engines(source, lowering)
+    return source
 
 
 def dense_module(model: fx.GraphModule) -> fx.GraphModule:

@@ -96,7 +96,9 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     grid.check_indices(*packed[1:], f"{name}.")
     pad = None if about["pad"] is None else (tuple(about["pad"][0]), about["pad"][1])
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
-    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked)
+    size = None if about["size"] is None else tuple(int(n) for n in about["size"])
+    bias, extra = own.get("bias"), about["output_padding"]
+    layer = PackedConv(packed, bias, grid, *geometry, pad, backend, blocked, extra, size)
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
     return marked(layer, about)
 

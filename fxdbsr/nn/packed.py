@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import ops
-from fxdbsr.kernels.choice import choose, engine_module, why_not
+from fxdbsr.kernels.choice import TORCH, Case, choose, engine_module
+from fxdbsr.kernels.cpu_cost import kept_channels
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
+from fxdbsr.nn.lift import lift_of
 
 
 class PackedConv(nn.Module):
@@ -35,8 +37,12 @@ class PackedConv(nn.Module):
         pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
         backend: which engine to take, see `fxdbsr.convert`.
         blocked: False for a conv that was given no blocks, and is packed whole because an engine runs it faster.
+        output_padding: of a transposed conv.
+        size: `(N, H, W)` of the input, lifted, where it is known, for the choice of an engine; N may be 0.
 
     Attributes:
+        lift: how the layer is a 2-d conv for the engines, where it is none itself.
+        variant: further arguments of the engine's `tables`.
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
     """
@@ -58,17 +64,30 @@ class PackedConv(nn.Module):
         pad: tuple[tuple[int, ...], str] | None,
         backend: str,
         blocked: bool = True,
+        output_padding: Sequence[int] = (),
+        size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.pad, self.backend, self.blocked = grid, pad, backend, blocked
         self.dense_grid, self.kept_channels = grid, ""
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
-        self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
+        self.output_padding = list(output_padding)
+        self.lift = lift_of(grid, tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
+        planar = self.lift or self
+        self._sizes = (
+            planar.grid.in_channels,
+            planar.grid.out_channels,
+            list(planar.stride),
+            list(planar.padding),
+            list(planar.dilation),
+            planar.grid.groups,
+        )
         self.activation, self.negative_slope = "none", 0.01
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason = "", ""
+        self.size = size
+        self.engine, self.reason, self.variant = "", "", dict[str, Any]()
         self.choose_engine()
 
     @property
@@ -77,33 +96,72 @@ class PackedConv(nn.Module):
         rows, columns = self.grid.shape
         return self.col_indices.shape[0] / (rows * columns)
 
-    def choose_engine(self) -> None:
+    def case(self, residual: bool = False) -> Case:
+        """The layer as the choice of an engine sees it."""
+        planar = self.lift or self
+        return Case(
+            planar.grid,
+            self.crow_indices,
+            self.col_indices,
+            tuple(planar.stride),
+            tuple(planar.padding),
+            tuple(planar.dilation),
+            self.values.dtype,
+            self.values.device,
+            self.bias is not None,
+            residual,
+            self.activation,
+            self.size,
+        )
+
+    def choose_engine(self, residual: bool = False) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
-        arguments = (self.grid, self.stride, self.padding, self.dilation)
-        self.engine, self.reason = choose(self.backend, self.density, *arguments, self.values.dtype, self.values.device)
+        choice = choose(self.backend, self.case(residual))
+        self.use(choice.engine, choice.reason, choice.variant)
+
+    def use(self, engine: str, reason: str, variant: dict[str, Any] | None = None) -> None:
+        """Take `engine`, because of `reason`, and derive what it needs; `variant` goes to the engine's `tables`."""
+        self.engine, self.reason, self.variant = engine, reason, variant or {}
         self.derive()
 
-    def use(self, engine: str, reason: str) -> None:
-        """Take `engine`, because of `reason`, and derive what it needs."""
-        self.engine, self.reason = engine, reason
-        self.derive()
-
-    def candidates(self) -> list[str]:
-        """Engines that can run this conv with the present dtype and device, dense among them."""
-        arguments = (self.grid, self.stride, self.padding, self.dilation, self.values.dtype, self.values.device)
-        return [engine for engine in ("cpu", "triton", "dense") if why_not(engine, *arguments) is None]
+    def size_of(self, x: Tensor) -> tuple[int, ...]:
+        """`(N, H, W)` of the input `x` as the engines see it."""
+        x = x if x.dim() == len(self.stride) + 2 or not self.stride else x.unsqueeze(0)
+        if self.pad is not None:
+            x = F.pad(x, self.pad[0], self.pad[1])
+        x = x if self.lift is None else self.lift.image(x)
+        return (x.shape[0], *x.shape[2:])
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
         self._derived: list[Tensor] = []
+        self._lifted: tuple[Tensor, Tensor | None] | None = None
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
             self._derived = [self.grid.unpack(*packed)]
-        elif self.engine != "reference":
+        elif self.engine == "compact":
+            rows, columns = (c.to(self.values.device) for c in kept_channels(self.grid, *packed[1:]))
+            weight = self.grid.to_out_in(self.grid.unpack(*packed))[rows][:, columns]
+            weight = weight.transpose(0, 1) if self.grid.transposed else weight
+            self._derived = [weight.contiguous(), rows, columns]
+        else:
+            self._pack()
+
+    def _pack(self) -> None:
+        """The operator's arguments: values in the engine's order, and its tables."""
+        grid, values, bias = self.grid, self.values, self.bias
+        if self.lift is not None:
+            grid, values, bias = self.lift.grid, self.lift.values(values), self.lift.bias(bias)
+        if self.engine != "reference":
             module = engine_module(self.engine)
             assert module is not None
-            self.values = module.layout(self.values)
-            self._derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
+            values = module.layout(values)
+            if self.lift is None:
+                self.values = values
+            indices, geometry = (self.crow_indices, self.col_indices), self._sizes[2:5]
+            self._derived = module.tables(grid, values, *indices, *geometry, **self.variant)
+        if self.lift is not None:
+            self._lifted = (values, bias)
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -111,26 +169,39 @@ class PackedConv(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output."""
-        batched = input.dim() == len(self.stride) + 2
+        batched = input.dim() == len(self.stride) + 2 or not self.stride
         x = input if batched else input.unsqueeze(0)
         if x.dtype != self.values.dtype:
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])
-        if self.engine != "dense" and batched and self._fits(x, residual):
+        if self.lift is not None and self.engine not in TORCH:
+            return self._as_planar(x, residual, batched)
+        if self.engine not in TORCH and batched and self._fits(x, residual):
             return self._packed(x, residual, self.activation)
-        y = self._dense(x) if self.engine == "dense" else self._packed(x, None, "none")
+        y = self._dense(x) if self.engine in TORCH else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
+    def _as_planar(self, x: Tensor, residual: Tensor | None, batched: bool) -> Tensor:
+        """The layer as a 2-d conv, `x` in the layer's own axes."""
+        assert self.lift is not None
+        image = self.lift.image(x)
+        added = None if residual is None or not batched else self.lift.residual(residual)
+        alone = residual is None or (added is not None and self._fits(image, added))
+        y = self.lift.result(self._packed(image, added if alone else None, self.activation if alone else "none"), x)
+        y = y if batched else y.squeeze(0)
+        return y if residual is None or alone else activate(y + residual, self.activation, self.negative_slope)
+
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         state: dict[str, Any] = self._buffers
+        values, bias = (state["values"], state["bias"]) if self._lifted is None else self._lifted
         return ops.conv(
             x,
-            state["values"],
+            values,
             state["crow_indices"],
             state["col_indices"],
-            state["bias"],
+            bias,
             residual,
             self._derived,
             *self._sizes,
@@ -140,10 +211,21 @@ class PackedConv(nn.Module):
         )
 
     def _dense(self, x: Tensor) -> Tensor:
-        function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
-        weight = self._derived[0]
-        y: Tensor = function(x, weight, self.bias, self.stride, self.padding, self.dilation, self.grid.groups)
-        return y
+        """Torch's own layer, on all channels or on those that hold a block."""
+        weight, *kept = self._derived
+        if not kept:
+            return torch_layer(x, weight, self.bias, self)
+        rows, columns = kept
+        axis = 1 if self.grid.kernel_size else x.dim() - 1
+        x = x.index_select(axis, columns) if len(columns) < self.grid.in_channels else x
+        bias = None if self.bias is None else self.bias[rows]
+        y = torch_layer(x, weight, bias, self)
+        if len(rows) == self.grid.out_channels:
+            return y
+        constant = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
+        shape = [-1 if i == axis else 1 for i in range(y.dim())]
+        sizes = [self.grid.out_channels if i == axis else n for i, n in enumerate(y.shape)]
+        return constant.view(shape).expand(sizes).contiguous().index_copy(axis, rows, y)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
@@ -151,8 +233,9 @@ class PackedConv(nn.Module):
             return True
         if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
             return False
-        spatial = output_size(x.shape[2:], self.grid.kernel_size, self.stride, self.padding, self.dilation)
-        return tuple(residual.shape) == (x.shape[0], self.grid.out_channels, *spatial)
+        grid = self.grid if self.lift is None else self.lift.grid
+        spatial = output_size(x.shape[2:], grid.kernel_size, *self._sizes[2:5])
+        return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         before = (self.values.dtype, self.values.device)
@@ -211,14 +294,28 @@ def one_warning() -> Iterator[list[str]]:
         warnings.warn(f"fxdbsr: layers change their engine with dtype and device: {kinds}", stacklevel=5)
 
 
+def torch_layer(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv) -> Tensor:
+    """`x` through the function of torch that `layer` stands for, with `weight` as stored; the groups are `layer`'s."""
+    axes, grid = len(layer.stride), layer.grid
+    if not grid.kernel_size:
+        return F.linear(x, weight, bias)
+    geometry = (layer.stride, layer.padding)
+    y: Tensor
+    if grid.transposed:
+        back: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        y = back(x, weight, bias, *geometry, layer.output_padding or 0, grid.groups, layer.dilation)
+    else:
+        y = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, *geometry, layer.dilation, grid.groups)
+    return y
+
+
 def why_unpacked(layer: nn.Module) -> str | None:
     """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
     grid = layer.grid
     assert isinstance(grid, BlockGrid)
-    if not grid.kernel_size:
-        return "no engine packs linear layers"
-    if grid.transposed:
-        return "no engine packs transposed convs"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
+    if grid.transposed:
+        geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
+        return None if lift_of(grid, *geometry) else "no engine packs transposed convs whose kernels overlap"
     return None
