@@ -47,7 +47,8 @@ def prepare(
         config: block sizes by layer; takes the place of `block_size` and `form`.
         filter_fn: `filter_fn(module, name) -> bool` picks layers.
         types: classes of layers to block; the conv classes by default, `nn.Linear` on request.
-        form: "product", or "clamp" for scales clamped to [0, 1] with a straight-through gradient.
+        form: "product"; "clamp" for scales clamped to [0, 1] with a straight-through gradient, as the method's
+            authors have it; "mask" for scales that stay one: then only masks remove blocks.
         inplace: change `model` instead of a copy of it.
         concrete_args: as in `torch.fx.symbolic_trace`.
 

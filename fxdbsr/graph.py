@@ -8,14 +8,18 @@ heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType
 from typing import Any, Self
 
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import reduce_graph_module
+from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 
+from fxdbsr.nn.scaled import ScaledFunction, keeping_float32
 from fxdbsr.tracer import Tracer, values_are_tensors
 
 STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -50,7 +54,23 @@ class _LikeRoot(nn.Module):
         return self
 
 
-class TracedModule(_LikeRoot, fx.GraphModule):
+class GraphModule(fx.GraphModule):
+    """A graph module whose generated source goes when it goes; torch.fx alone would keep every one for ever."""
+
+    def recompile(self) -> PythonCode:
+        """As torch.fx."""
+        code = super().recompile()
+        forward = type(self).forward
+        weakref.finalize(forward, _forget_source, forward.__code__.co_filename).atexit = False
+        return code
+
+
+def _forget_source(name: str) -> None:
+    _loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
+
+
+class TracedModule(_LikeRoot, GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
@@ -68,6 +88,9 @@ class TracedModule(_LikeRoot, fx.GraphModule):
             del root.__dict__[name]
             self.register_buffer(name, constant, persistent=False)
         self.follow(root)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_float32(fn, functional_scales([self])), recurse)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
@@ -90,6 +113,8 @@ def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str
     plain = reduce_graph_module(*arguments)
     assert isinstance(plain, fx.GraphModule)
     module = kind(plain, plain.graph, name)
+    for passing in (plain, _CodeOnlyModule):  # torch.fx reads the pickled source through one, to write the other
+        _forget_source(passing.forward.__code__.co_filename)
     module.__dict__.update(kept)
     return module
 
@@ -109,6 +134,10 @@ class TwoGraphModule(_LikeRoot):
         """The graph for that mode, over this module's state."""
         part: fx.GraphModule = self.__dict__["_parts"][training]
         return part
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = functional_scales(self.__dict__["_parts"])
+        return super()._apply(keeping_float32(fn, scales), recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the traced model in the present mode."""
@@ -204,6 +233,12 @@ def called_module(node: fx.Node) -> nn.Module | None:
         return None
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def functional_scales(parts: Iterable[fx.GraphModule]) -> list[Tensor]:
+    """The scales of the functional convs of `parts`, which are parameters of modules that know nothing of them."""
+    nodes = [node for part in parts for node in part.graph.nodes if isinstance(called_module(node), ScaledFunction)]
+    return [get_attribute(node.graph.owning_module, str(node.args[2].target)) for node in nodes]
 
 
 def get_attribute(root: nn.Module, target: str) -> Any:

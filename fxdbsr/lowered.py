@@ -7,10 +7,11 @@ from typing import TypeAlias
 
 from torch import fx, nn
 
-from fxdbsr.graph import TwoGraphModule, called_module, share_hooks, trace_eval
+from fxdbsr.graph import GraphModule, TwoGraphModule, called_module, share_hooks, trace_eval
 from fxdbsr.partial import as_part, lone_layers, parts_of, put_back
 from fxdbsr.passes import Pass, run
 from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.plan_engines import plan_sizes
 from fxdbsr.passes.tune_engines import tune_engines
 
 Finish: TypeAlias = Callable[[fx.GraphModule], fx.GraphModule]
@@ -53,10 +54,11 @@ def _in_parts(source: nn.Module, passes: Sequence[Pass], lowering: Lowering, fin
     put_back(source, replaced)
     source.eval()
     if tune_engines in passes:
+        plan_sizes(source, lowering)
         tune_engines(source, lowering)
     return source
 
 
 def dense_module(model: fx.GraphModule) -> fx.GraphModule:
     """An ordinary graph module over what the graph of `model` reads, to be trained on."""
-    return fx.GraphModule(model, model.graph, type(model).__name__).eval().requires_grad_()
+    return GraphModule(model, model.graph, type(model).__name__).eval().requires_grad_()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
 from fxdbsr.converted import ConvertedModule, grid_from
-from fxdbsr.graph import TracedModule
+from fxdbsr.graph import GraphModule, TracedModule
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
 from fxdbsr.nn.packed import PackedConv
@@ -52,7 +52,7 @@ def _rebuilt(traced: TracedModule, record: dict[str, Any], state: dict[str, Tens
             raise ValueError(f"{name}: no step of the graph calls this layer")
     if state:
         raise ValueError(f"{next(iter(state))}: the file holds it, and no step of its graph reads it")
-    return ConvertedModule.of(fx.GraphModule(parts, graph, str(record["class"])))
+    return ConvertedModule.of(GraphModule(parts, graph, str(record["class"])))
 
 
 def layer_from(
@@ -96,20 +96,28 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     grid.check_indices(*packed[1:], f"{name}.")
     pad = None if about["pad"] is None else (tuple(about["pad"][0]), about["pad"][1])
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
-    size = None if about["size"] is None else tuple(int(n) for n in about["size"])
-    bias, extra = own.get("bias"), about["output_padding"]
-    layer = PackedConv(packed, bias, grid, *geometry, pad, backend, blocked, extra, size)
+    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked, about["output_padding"])
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
+    layer.adds_residual = bool(about["adds_residual"])
+    layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
+    layer.input_size = as_input_size(about["input_size"])
+    layer.choose_engine()
     return marked(layer, about)
+
+
+def as_input_size(size: Any) -> tuple[int, ...] | None:
+    """`size` from a record: images, height, width."""
+    return None if size is None else tuple(int(number) for number in size)
 
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:
     """`layer` in eval mode, with what the report reads."""
-    for key, grid in about["grids"].items():
+    for key, grid in about.get("grids", {}).items():
         if key not in ("grid", "dense_grid"):
             raise ValueError(f"damaged record: {key!r} is no grid")
         setattr(layer, key, grid_from(grid))
-    layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
+    if "kept_channels" in about:
+        layer.kept_channels = str(about["kept_channels"])  # type: ignore[assignment]
     return layer.eval()
 
 
@@ -125,12 +133,11 @@ def check_geometry(grid: BlockGrid, stride: Any, padding: Any, dilation: Any, ac
 
 
 def dense_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:
-    """The conv or linear layer of torch's own that the record is `about`."""
+    """The conv, linear layer or batch norm of torch's own that the record is `about`."""
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in about["arguments"].items()}
     layer = _KINDS[about["kind"]](**arguments, device="meta")
     check(own, {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}, name)
-    for key, tensor in own.items():
-        setattr(layer, key, nn.Parameter(tensor, requires_grad=False))
+    layer.load_state_dict(own, assign=True)
     return marked(layer, about)
 
 

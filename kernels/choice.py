@@ -29,6 +29,7 @@ class Case:
         grid, crow_indices, col_indices: the blocks that are kept.
         bias, residual, activation: the epilogue.
         size: of the input, `(N, H, W)`; N is 0 where the batch is not known; None where nothing is.
+        precision: "3xtf32" where the Triton engine may form float32 so; see `fxdbsr.set_float32_precision`.
     """
 
     grid: BlockGrid
@@ -43,15 +44,16 @@ class Case:
     residual: bool = False
     activation: str = "none"
     size: tuple[int, ...] | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and why; `variant` holds further arguments of the engine's `tables`, plain values."""
+    """An engine and why; `form` holds further arguments of the engine's `tables`, plain values."""
 
     engine: str
     reason: str
-    variant: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 def as_backend(value: object) -> str:
@@ -152,6 +154,7 @@ def _triton_forms(case: Case, size: tuple[int, ...]) -> dict[str, dict[str, Any]
         case.bias,
         case.residual,
         case.activation,
+        case.precision == "3xtf32",
     )
     return triton_tune.candidates(layer, case.device)
 
@@ -173,6 +176,7 @@ def _triton_verdict(case: Case) -> tuple[bool, str]:
         case.bias,
         case.residual,
         case.activation,
+        case.precision,
     )
     return found
 

@@ -88,12 +88,14 @@ def verdict(
     bias: bool = True,
     residual: bool = False,
     activation: str = "relu",
+    precision: str | None = None,
 ) -> tuple[bool, str]:
     """(whether this engine should run the conv, why), by `triton_roofline`; of convs that `why_not` lets pass.
 
     Args:
         size: images, height and width of the input; None: large enough to fill the GPU.
-        bias, residual, activation: the epilogue, which a dense conv runs as kernels of their own.
+        bias, residual, activation: the epilogue, which a dense conv may have to run as kernels of their own.
+        precision: "3xtf32" where float32 may be formed so.
     """
     images, *plane = size or SIZE
     layer = Layer(
@@ -108,6 +110,7 @@ def verdict(
         bias,
         residual,
         activation,
+        precision == "3xtf32",
     )
     model = device_of(device)
     reason = why_dense(layer, model)

@@ -63,8 +63,8 @@ KNOWN = {"cuda:90": H200, "cuda:80": A100, "hip": MI300X}
 
 @cache
 def device_of(device: torch.device) -> Device:
-    """The GPU `device`; an H200 for the CPU, where kernels are interpreted, and for the meta device."""
-    if device.type != "cuda":
+    """The GPU `device`; an H200 where there is none, and for the CPU and the meta device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return H200
     properties: Any = torch.cuda.get_device_properties(device)
     if torch.version.hip:

@@ -24,6 +24,7 @@ from math import ceil, prod
 
 import torch
 
+from fxdbsr.kernels.dense import why_unfused
 from fxdbsr.kernels.triton_cost import fixed_clocks
 from fxdbsr.kernels.triton_device import H200, Device
 from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
@@ -33,7 +34,6 @@ from fxdbsr.kernels.triton_plan import choose_tile
 MARGIN = 1.05
 SIZE = (32, 56, 56)  # images, height, width
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
-FUSED_BY_CUDNN = ("relu",)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
     epilogue = [2 * layer.bias, 3 * layer.residual, 2 * (layer.activation != "none")]  # reads and writes of the output
     passes = sum(device.launch + n * layer.output_bytes / device.bandwidth for n in epilogue if n)
     found = {"cuDNN conv and epilogue kernels": _cudnn(layer, False, device) + passes}
-    if layer.activation in FUSED_BY_CUDNN and not torch.version.hip:
+    unfused = why_unfused(torch.device("cuda"), layer.dtype, 2, layer.grid.groups, layer.activation)
+    if unfused is None and device.target.startswith("cuda"):
         name = "cudnn_convolution_add_relu" if layer.residual else "cudnn_convolution_relu"
         found[name] = _cudnn(layer, layer.residual, device)
     return found
@@ -115,10 +116,15 @@ def _choose(layer: Layer, precision: str, device: Device) -> Choice:
     own = min(sparse_seconds(full, form, device) for form in times)
     libraries = library_seconds(layer, device)
     library = min(libraries, key=libraries.__getitem__)
-    floor = layer.flop(layer.density) / device.peak("3xtf32" if form.precision == "3xtf32" else precision)
-    floor = max(floor, layer.bytes(layer.density, layer.residual) / device.bandwidth)
     dense = libraries[library]
-    return Choice(form, times[form], library, dense, own, dense / (device.launch + floor))
+    floor = floor_seconds(layer, layer.density, form.precision, device)
+    return Choice(form, times[form], library, dense, own, dense / floor)
+
+
+def floor_seconds(layer: Layer, density: float, precision: str, device: Device = H200) -> float:
+    """Seconds of a kernel that meets the roofline, epilogue included, with that share of the weights."""
+    products = layer.flop(density) / device.peak(precision)
+    return device.launch + max(products, layer.bytes(density, layer.residual) / device.bandwidth)
 
 
 def choose(layer: Layer, device: Device = H200) -> Choice:

@@ -19,7 +19,11 @@ def graph_milliseconds(
 
 def graph_samples(functions: Mapping[str, Callable[[], Any]], seconds: float, calls: int) -> dict[str, list[float]]:
     """Milliseconds of a call, one a round; every round replays each function's graph of `calls` calls once."""
-    graphs = {name: captured(function, calls) for name, function in functions.items()}
+    return replayed_in_turns({name: captured(function, calls) for name, function in functions.items()}, seconds, calls)
+
+
+def replayed_in_turns(graphs: Mapping[str, torch.cuda.CUDAGraph], seconds: float, calls: int) -> dict[str, list[float]]:
+    """Milliseconds of one of the `calls` calls that each graph holds, one value a round."""
     measured: dict[str, list[float]] = {name: [] for name in graphs}
     stop = time.monotonic() + seconds
     while time.monotonic() < stop or len(next(iter(measured.values()))) < 5:

@@ -36,7 +36,7 @@ def key_of(case: Case, threads: int) -> dict[str, Any]:
         "size": list(case.size or ()),
         "epilogue": [case.bias, case.residual, case.activation],
         "dtype": str(case.dtype),
-        "precision": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        "precision": [case.precision, torch.backends.cudnn.conv.fp32_precision],  # type: ignore[attr-defined]
         "blocks": len(case.col_indices),
         "rows": int((case.crow_indices.diff() > 0).sum()),
         "columns": len(case.col_indices.unique()),

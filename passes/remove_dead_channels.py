@@ -33,7 +33,10 @@ def remove_dead_channels(model: fx.GraphModule, lowering: Lowering) -> None:
     flow = Flow(model)
     need = flow.needed()
     links = {id(link.layer): link for link in reversed(flow.links)}
-    while sum(keep_whole_blocks(link, flow, need) for link in links.values()):
+    while True:
+        settled = flow.kept(need.clone())  # what is marked is settled only when it has spread
+        if not sum(keep_whole_blocks(link, flow, settled, need) for link in links.values()):
+            break
         flow.spread(need)
     kept, gone = flow.kept(need), flow.gone(need)
     for edit in flow.facts.edits:
@@ -66,13 +69,13 @@ def cut_of(link: Link, kept: Kept, absorb: bool) -> Cut | None:
     return Cut(outputs, inputs, alive, absorbed)
 
 
-def keep_whole_blocks(link: Link, flow: Flow, need: Tensor) -> bool:
-    """Where the cut weight would hold more in its blocks than before, keep what is not a whole block.
+def keep_whole_blocks(link: Link, flow: Flow, settled: Kept, need: Tensor) -> bool:
+    """Where the weight cut to what is `settled` would hold more in its blocks, keep what is not a whole block.
 
     Marks those channels in `need`; False where there are none to mark.
     """
     layer = link.layer
-    cut = cut_of(link, flow.kept(need), absorb=False) if isinstance(layer, ScaledLayer) else None
+    cut = cut_of(link, settled, absorb=False) if isinstance(layer, ScaledLayer) else None
     if cut is None or not isinstance(layer, ScaledLayer):
         return False
     after = kept_weights(cut_grid(layer.grid, cut), cut_weight(link.nonzero, cut))

@@ -12,51 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxdbsr
-from bench.coverage import build, enliven, example, first_tensor, switch_off_half
+from bench.coverage import build, example, first_tensor
+from bench.small_net import SmallNet, sparse
 from fxdbsr.converted import STATE, ConvertedModule
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.record import name_of
 
 ZOO = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
-
-
-class Net(nn.Module):
-    """Layers, functions, constants and shuffles, some of whose channels are dead once `sparse` was there."""
-
-    shift: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(16)
-        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 16, 1, bias=False)
-        self.w = nn.Parameter(torch.randn(8, 16, 3, 3) / 12)
-        self.up, self.last = nn.ConvTranspose2d(8, 6, 2, stride=2), nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 5)
-        self.register_buffer("shift", torch.ones(16, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x))) + self.shift
-        a, b = x.chunk(2, 1)
-        x = torch.cat([a, F.leaky_relu(self.a(b), 0.2)], 1)
-        x = x.view(x.size(0), 2, 8, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2)
-        x = F.conv2d(self.b(x), self.w, padding=1, stride=2) * torch.tensor(0.5)
-        x = self.last(self.up(x))[..., 1:]
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
-
-
-def sparse(model: nn.Module, x: Tensor, seed: int = 0, size: Any = 4) -> nn.Module:
-    """`model` prepared, a random half of its blocks off."""
-    generator = torch.Generator().manual_seed(seed)
-    prepared = fxdbsr.prepare(model, size)
-    switch_off_half(prepared, generator)
-    enliven(prepared, x, generator)
-    return prepared.eval()
 
 
 @pytest.fixture
@@ -67,7 +33,7 @@ def x() -> Tensor:
 
 @pytest.fixture
 def fast(x: Tensor) -> ConvertedModule:
-    converted = fxdbsr.convert(sparse(Net(), x))
+    converted = fxdbsr.convert(sparse(SmallNet(), x))
     assert isinstance(converted, ConvertedModule)
     return converted
 
@@ -86,10 +52,10 @@ def write(model: nn.Module, path: Path) -> Path:
 @pytest.mark.parametrize("backend", ["auto", "reference", "dense"])
 def test_load_gives_back_the_model(suffix: str, writer: Callable[..., Any], backend: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 12, 12)
-    prepared = sparse(Net(), x)
+    prepared = sparse(SmallNet(), x)
     fast, path = fxdbsr.convert(prepared, backend=backend), tmp_path / f"model.{suffix}"
     writer(fast, path)
-    dense = Net()
+    dense = SmallNet()
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     loaded = fxdbsr.load(dense, path)
     assert torch.equal(loaded(x), fast(x))
@@ -98,7 +64,7 @@ def test_load_gives_back_the_model(suffix: str, writer: Callable[..., Any], back
     assert all(torch.equal(t, before[name]) for name, t in dense.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     again = write(loaded, tmp_path / "again.pt")
-    assert torch.equal(fxdbsr.load(Net(), again)(x), fast(x))
+    assert torch.equal(fxdbsr.load(SmallNet(), again)(x), fast(x))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -106,7 +72,7 @@ def test_load_gives_back_the_model(suffix: str, writer: Callable[..., Any], back
 def test_zoo_models_load_into_a_model_on_the_meta_device(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = example(name, 2, 64)
-    fast = fxdbsr.convert(sparse(build(name).eval(), x, size=32))
+    fast = fxdbsr.convert(sparse(build(name).eval(), x, 32))
     path = write(fast, tmp_path / "model.safetensors")
     with torch.device("meta"):
         dense = build(name)
@@ -116,15 +82,15 @@ def test_zoo_models_load_into_a_model_on_the_meta_device(name: str, tmp_path: Pa
 
 
 def test_half_precision_models_load_with_their_dtype(x: Tensor, tmp_path: Path) -> None:
-    fast = fxdbsr.convert(sparse(Net(), x), backend="reference").to(torch.bfloat16)
-    loaded = fxdbsr.load(Net(), write(fast, tmp_path / "model.pt"))
+    fast = fxdbsr.convert(sparse(SmallNet(), x), backend="reference").to(torch.bfloat16)
+    loaded = fxdbsr.load(SmallNet(), write(fast, tmp_path / "model.pt"))
     assert torch.equal(loaded(x.bfloat16()), fast(x.bfloat16()))
 
 
 def test_a_state_saved_through_a_wrapper_loads(fast: ConvertedModule, x: Tensor, tmp_path: Path) -> None:
     compiled: Any = torch.compile(fast, backend="eager")
     wrapped = nn.DataParallel(compiled)
-    assert torch.equal(fxdbsr.load(Net(), write(wrapped, tmp_path / "model.pt"))(x), fast(x))
+    assert torch.equal(fxdbsr.load(SmallNet(), write(wrapped, tmp_path / "model.pt"))(x), fast(x))
 
 
 def test_the_state_is_plain_tensors_and_their_record(fast: ConvertedModule, tmp_path: Path) -> None:
@@ -141,7 +107,7 @@ def test_the_state_is_plain_tensors_and_their_record(fast: ConvertedModule, tmp_
 
 
 def test_a_state_loads_into_another_conversion_of_the_same_model(x: Tensor) -> None:
-    prepared = sparse(Net(), x)
+    prepared = sparse(SmallNet(), x)
     one = fxdbsr.convert(prepared)
     with torch.no_grad():
         for parameter in prepared.parameters():
@@ -169,14 +135,14 @@ def test_resnet50_is_saved_in_its_density_of_the_dense_bytes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_prepared_states_and_plain_checkpoints_load_both_ways(x: Tensor, strict: bool, tmp_path: Path) -> None:
-    plain, prepared = Net(), sparse(Net(), x)
+    plain, prepared = SmallNet(), sparse(SmallNet(), x)
     torch.save(prepared.state_dict(), tmp_path / "prepared.pt")
     save_file(prepared.state_dict(), tmp_path / "prepared.safetensors")
     for state in (
         torch.load(tmp_path / "prepared.pt", weights_only=True),
         load_file(tmp_path / "prepared.safetensors"),
     ):
-        other = fxdbsr.prepare(Net(), 4).eval()
+        other = fxdbsr.prepare(SmallNet(), 4).eval()
         other.load_state_dict(state)
         assert torch.equal(other(x), prepared(x))
         found = plain.load_state_dict(state, strict=False)
@@ -187,7 +153,7 @@ def test_prepared_states_and_plain_checkpoints_load_both_ways(x: Tensor, strict:
         ones = {name: torch.ones_like(t) for name, t in prepared.state_dict().items() if name not in state}
         prepared.load_state_dict(state | ones)
     else:
-        fresh = fxdbsr.prepare(Net(), 4)
+        fresh = fxdbsr.prepare(SmallNet(), 4)
         assert {key.rpartition(".")[2] for key in fresh.load_state_dict(state, strict=False).missing_keys} == {
             "scale",
             "mask",
@@ -207,13 +173,13 @@ def through_torch(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_torch])
 def test_copies_and_pickles_stay_converted_models(clone: Any, x: Tensor, tmp_path: Path) -> None:
-    fast = fxdbsr.convert(sparse(Net(), x))
+    fast = fxdbsr.convert(sparse(SmallNet(), x))
     fast.register_forward_hook(double)
     for other in (clone(fast), clone(clone(fast))):
-        assert type(other).__name__ == "Net"
+        assert type(other).__name__ == "SmallNet"
         assert isinstance(other, ConvertedModule)
         assert torch.equal(other(x), fast(x))
-        assert torch.equal(fxdbsr.load(Net(), write(other, tmp_path / "model.pt"))(x) * 2, fast(x))
+        assert torch.equal(fxdbsr.load(SmallNet(), write(other, tmp_path / "model.pt"))(x) * 2, fast(x))
 
 
 def double(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -222,7 +188,7 @@ def double(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 def test_hooks_of_the_dense_model_run_after_load(fast: ConvertedModule, x: Tensor, tmp_path: Path) -> None:
     path = write(fast, tmp_path / "model.pt")
-    dense = Net()
+    dense = SmallNet()
     dense.register_forward_hook(double)
     assert torch.equal(fxdbsr.load(dense, path)(x), 2 * fast(x))
 
@@ -326,7 +292,7 @@ def test_a_damaged_state_is_refused_by_name(
 ) -> None:
     torch.save(damage(fast.state_dict()), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=message):
-        fxdbsr.load(Net(), tmp_path / "model.pt")
+        fxdbsr.load(SmallNet(), tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -337,7 +303,7 @@ def test_a_truncated_file_is_refused(suffix: str, fast: ConvertedModule, tmp_pat
     for size in (0, 5, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(ValueError, match="expected tensors saved by"):
-            fxdbsr.load(Net(), path)
+            fxdbsr.load(SmallNet(), path)
 
 
 class Evil:
@@ -351,24 +317,24 @@ def test_load_unpickles_nothing_but_tensors(fast: ConvertedModule, tmp_path: Pat
     for content in (fast.state_dict() | {"evil": Evil()}, Evil(), fast):
         torch.save(content, tmp_path / "model.pt")
         with pytest.raises(ValueError, match="expected tensors saved by"):
-            fxdbsr.load(Net(), tmp_path / "model.pt")
+            fxdbsr.load(SmallNet(), tmp_path / "model.pt")
     torch.save([torch.ones(1)], tmp_path / "model.pt")
     with pytest.raises(ValueError, match="expected a state dict of tensors, got list"):
-        fxdbsr.load(Net(), tmp_path / "model.pt")
+        fxdbsr.load(SmallNet(), tmp_path / "model.pt")
 
 
 def test_another_model_is_refused(fast: ConvertedModule, tmp_path: Path) -> None:
-    class Other(Net):
+    class Other(SmallNet):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).sum()
 
-    class Fewer(Net):
+    class Fewer(SmallNet):
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.stem(x)
             return y
 
     path = write(fast, tmp_path / "model.pt")
-    fxdbsr.load(Other(), path)  # its steps hold those of Net
+    fxdbsr.load(Other(), path)  # its steps hold those of SmallNet
     with pytest.raises(ValueError, match=r"does not fit Fewer: .* calls .*, which the model does not call"):
         fxdbsr.load(Fewer(), path)
 
@@ -377,20 +343,20 @@ def test_wrong_arguments_are_refused(fast: ConvertedModule, x: Tensor, tmp_path:
     path = tmp_path / "model.pt"
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got int"):
         fxdbsr.save(3, path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="model: expected a converted model, got Net"):
-        fxdbsr.save(Net(), path)
+    with pytest.raises(ValueError, match="model: expected a converted model, got SmallNet"):
+        fxdbsr.save(SmallNet(), path)
     with pytest.raises(FileNotFoundError):
         fxdbsr.save(fast, tmp_path / "nowhere" / "model.pt")
     with pytest.raises(FileNotFoundError):
-        fxdbsr.load(Net(), path)
+        fxdbsr.load(SmallNet(), path)
     with pytest.raises(IsADirectoryError):
-        fxdbsr.load(Net(), tmp_path)
+        fxdbsr.load(SmallNet(), tmp_path)
     fxdbsr.save(fast, path)
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got int"):
         fxdbsr.load(3, path)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="concrete_args: expected a dict"):
-        fxdbsr.load(Net(), path, concrete_args=3)  # type: ignore[arg-type]
-    for model in (fast, fxdbsr.prepare(Net(), 4)):
+        fxdbsr.load(SmallNet(), path, concrete_args=3)  # type: ignore[arg-type]
+    for model in (fast, fxdbsr.prepare(SmallNet(), 4)):
         with pytest.raises(ValueError, match="expected the dense model, got one that is prepared or converted"):
             fxdbsr.load(model, path)
 
@@ -410,7 +376,7 @@ def test_a_write_that_fails_leaves_the_old_file(
         fxdbsr.save(fast, path)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
-    assert torch.equal(fxdbsr.load(Net(), path)(x), fast(x))
+    assert torch.equal(fxdbsr.load(SmallNet(), path)(x), fast(x))
 
 
 def test_without_safetensors_the_file_cannot_be_written_or_read(
@@ -420,6 +386,6 @@ def test_without_safetensors_the_file_cannot_be_written_or_read(
     fxdbsr.save(fast, path)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match="safetensors"):
-        fxdbsr.load(Net(), path)
+        fxdbsr.load(SmallNet(), path)
     with pytest.raises(ImportError, match="safetensors"):
         fxdbsr.save(fast, path)

@@ -115,7 +115,7 @@ def test_the_key_holds_device_versions_geometry_dtype_and_density() -> None:
     assert json.loads(json.dumps(keys)) == keys
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Any], str]] = {
     "empty": lambda entry: "",
     "cut": lambda entry: json.dumps(entry)[:-9],
     "bytes": lambda entry: "\x00\xff",
@@ -158,7 +158,7 @@ def test_a_file_that_names_no_candidate_is_measured_again(
 def broken_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own conv gives wrong numbers in packed layers."""
     right = PackedConv._dense
-    monkeypatch.setattr(PackedConv, "_dense", lambda self, x: right(self, x) + 1e-2)
+    monkeypatch.setattr(PackedConv, "_dense", lambda self, *call: right(self, *call) + 1e-2)
 
 
 @pytest.mark.usefixtures("broken_dense")

@@ -26,31 +26,31 @@ def take_fastest(layer: PackedConv, arguments: tuple[Any, ...]) -> None:
     What was measured before on such a layer is taken where it still is a candidate and right. Where none is right
     the layer stays as it is, and says so.
     """
-    case = layer.case(len(arguments) > 1)
+    case = layer.case()
     choices = candidates(case)
     expected = arm(layer, "reference", {})(*arguments)
     key = tuning.key_of(case, threads=torch.get_num_threads())
     known = tuning.recall(key)
     if known is not None and (choice := choices.get(known[0])) is not None:
-        layer.use(choice.engine, f"measured before: {shown(known[1])}", choice.variant)
+        layer.use(choice.engine, f"measured before: {shown(known[1])}", choice.form)
         if is_right(layer(*arguments), expected):
             return
-    arms = {name: arm(layer, choice.engine, choice.variant) for name, choice in choices.items()}
+    arms = {name: arm(layer, choice.engine, choice.form) for name, choice in choices.items()}
     right = {name: made for name, made in arms.items() if is_right(made(*arguments), expected)}
     if not right:
         layer.use("dense", "measured: no candidate gave the reference's numbers on the example inputs")
         return
     times = milliseconds({name: partial(made, *arguments) for name, made in right.items()}, expected.device)
     best = min(times, key=times.__getitem__)
-    layer.use(choices[best].engine, f"measured: {shown(times)}", choices[best].variant)
+    layer.use(choices[best].engine, f"measured: {shown(times)}", choices[best].form)
     tuning.keep(key, times)
 
 
-def arm(layer: PackedConv, engine: str, variant: dict[str, Any]) -> PackedConv:
+def arm(layer: PackedConv, engine: str, form: dict[str, Any]) -> PackedConv:
     """`layer` on another engine; it shares the tensors that the engine leaves as they are."""
     made = copy.copy(layer)
     made._buffers = dict(layer._buffers)
-    made.use(engine, "", variant)
+    made.use(engine, "", form)
     return made
 
 

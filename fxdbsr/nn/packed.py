@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import ops
+from fxdbsr.kernels import dense, ops
 from fxdbsr.kernels.choice import TORCH, Case, choose, engine_module
 from fxdbsr.kernels.cpu_cost import kept_channels
 from fxdbsr.kernels.geometry import output_size
@@ -38,13 +39,18 @@ class PackedConv(nn.Module):
         backend: which engine to take, see `fxdbsr.convert`.
         blocked: False for a conv that was given no blocks, and is packed whole because an engine runs it faster.
         output_padding: of a transposed conv.
-        size: `(N, H, W)` of the input, lifted, where it is known, for the choice of an engine; N may be 0.
+        input_size: see the attribute.
 
     Attributes:
         lift: how the layer is a 2-d conv for the engines, where it is none itself.
-        variant: further arguments of the engine's `tables`.
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        revision: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
+        adds_residual: whether its calls pass a residual, as far as conversion knows.
+        input_size: images, height and width (of the lifted input) that conversion saw, or None; 0 images where
+            only a forward before conversion was seen.
+        precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
+        form: what tuning found for the Triton engine, arguments of its `tables`.
     """
 
     is_leaf_in_trace = True
@@ -52,6 +58,8 @@ class PackedConv(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     bias: Tensor | None
+    input_size: tuple[int, ...] | None
+    precision: str | None
 
     def __init__(
         self,
@@ -65,7 +73,7 @@ class PackedConv(nn.Module):
         backend: str,
         blocked: bool = True,
         output_padding: Sequence[int] = (),
-        size: tuple[int, ...] | None = None,
+        input_size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.pad, self.backend, self.blocked = grid, pad, backend, blocked
@@ -83,11 +91,12 @@ class PackedConv(nn.Module):
             planar.grid.groups,
         )
         self.activation, self.negative_slope = "none", 0.01
+        self.adds_residual, self.input_size, self.precision = False, input_size, None
+        self.form: dict[str, Any] = {}
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.size = size
-        self.engine, self.reason, self.variant = "", "", dict[str, Any]()
+        self.engine, self.reason, self.revision = "", "", 0
         self.choose_engine()
 
     @property
@@ -96,7 +105,7 @@ class PackedConv(nn.Module):
         rows, columns = self.grid.shape
         return self.col_indices.shape[0] / (rows * columns)
 
-    def case(self, residual: bool = False) -> Case:
+    def case(self) -> Case:
         """The layer as the choice of an engine sees it."""
         planar = self.lift or self
         return Case(
@@ -109,19 +118,20 @@ class PackedConv(nn.Module):
             self.values.dtype,
             self.values.device,
             self.bias is not None,
-            residual,
+            self.adds_residual,
             self.activation,
-            self.size,
+            self.input_size,
+            self.precision,
         )
 
-    def choose_engine(self, residual: bool = False) -> None:
+    def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
-        choice = choose(self.backend, self.case(residual))
-        self.use(choice.engine, choice.reason, choice.variant)
+        choice = choose(self.backend, self.case())
+        self.use(choice.engine, choice.reason, choice.form)
 
-    def use(self, engine: str, reason: str, variant: dict[str, Any] | None = None) -> None:
-        """Take `engine`, because of `reason`, and derive what it needs; `variant` goes to the engine's `tables`."""
-        self.engine, self.reason, self.variant = engine, reason, variant or {}
+    def use(self, engine: str, reason: str, form: dict[str, Any] | None = None) -> None:
+        """Take `engine`, because of `reason`, and derive what it needs; `form` goes to the engine's `tables`."""
+        self.engine, self.reason, self.form = engine, reason, form or {}
         self.derive()
 
     def size_of(self, x: Tensor) -> tuple[int, ...]:
@@ -134,34 +144,71 @@ class PackedConv(nn.Module):
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
-        self._derived: list[Tensor] = []
-        self._lifted: tuple[Tensor, Tensor | None] | None = None
+        self.revision += 1
         packed = (self.values, self.crow_indices, self.col_indices)
+        self._take_derived()
         if self.engine == "dense":
-            self._derived = [self.grid.unpack(*packed)]
+            derived = [dense.layout(self.weight().detach())]
         elif self.engine == "compact":
-            rows, columns = (c.to(self.values.device) for c in kept_channels(self.grid, *packed[1:]))
-            weight = self.grid.to_out_in(self.grid.unpack(*packed))[rows][:, columns]
-            weight = weight.transpose(0, 1) if self.grid.transposed else weight
-            self._derived = [weight.contiguous(), rows, columns]
+            kept = [channels.to(self.values.device) for channels in kept_channels(self.grid, *packed[1:])]
+            derived = [self._compact_weight(*kept).detach().contiguous(), *kept]
         else:
-            self._pack()
+            derived = self._pack()
+        for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
+            self.register_buffer(f"derived{number}", tensor, persistent=False)
 
-    def _pack(self) -> None:
-        """The operator's arguments: values in the engine's order, and its tables."""
-        grid, values, bias = self.grid, self.values, self.bias
+    def _pack(self) -> list[Tensor]:
+        """Put the values in the engine's order, and return its tables."""
+        module = None if self.engine == "reference" else engine_module(self.engine)
+        grid, values = self.grid, self.values
         if self.lift is not None:
-            grid, values, bias = self.lift.grid, self.lift.values(values), self.lift.bias(bias)
-        if self.engine != "reference":
-            module = engine_module(self.engine)
-            assert module is not None
-            values = module.layout(values)
-            if self.lift is None:
-                self.values = values
-            indices, geometry = (self.crow_indices, self.col_indices), self._sizes[2:5]
-            self._derived = module.tables(grid, values, *indices, *geometry, **self.variant)
-        if self.lift is not None:
-            self._lifted = (values, bias)
+            grid, values = self.lift.grid, self.lift.values(values.detach())
+        values = values if module is None else module.layout(values)
+        if self.lift is None:
+            self.values = values
+        else:
+            self.register_buffer("lifted_values", values, persistent=False)
+            self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
+        if module is None:
+            return []
+        form = {**self.form}
+        if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
+            form["precision"] = self.precision
+        tables: list[Tensor] = module.tables(
+            grid, values, self.crow_indices, self.col_indices, *self._sizes[2:5], **form
+        )
+        return tables
+
+    def derived(self) -> list[Tensor]:
+        """What the engine derived from the state."""
+        return [tensor for name, tensor in self._buffers.items() if name.startswith("derived")]  # type: ignore[misc]
+
+    def _take_derived(self) -> dict[str, Tensor | None]:
+        """Remove and return what was derived from the state."""
+        names = [name for name in self._buffers if name.startswith(("derived", "lifted"))]
+        return {name: self._buffers.pop(name) for name in names}
+
+    def engine_weights(self) -> Tensor:
+        """The packed weights in the order in which the CPU engine reads them."""
+        derived = self.derived()
+        return derived[0] if derived else self.planar_values()
+
+    def planar_values(self) -> Tensor:
+        """The values of the 2-d conv that the engines run, in the engine's order."""
+        if self.lift is None:
+            return self.values
+        if not (torch.is_grad_enabled() and self.values.requires_grad):
+            return self.get_buffer("lifted_values")
+        module = None if self.engine == "reference" else engine_module(self.engine)
+        values = self.lift.values(self.values)
+        return values if module is None else module.layout(values)
+
+    def planar_bias(self) -> Tensor | None:
+        """The bias of the 2-d conv that the engines run."""
+        if self.lift is None or self.bias is None:
+            return self.bias
+        live = torch.is_grad_enabled() and self.bias.requires_grad
+        return self.lift.bias(self.bias) if live else self.get_buffer("lifted_bias")
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -177,9 +224,11 @@ class PackedConv(nn.Module):
             x = F.pad(x, self.pad[0], self.pad[1])
         if self.lift is not None and self.engine not in TORCH:
             return self._as_planar(x, residual, batched)
-        if self.engine not in TORCH and batched and self._fits(x, residual):
+        if batched and self.engine in TORCH:
+            return self._dense(x, residual, self.activation)
+        if batched and self._fits(x, residual):
             return self._packed(x, residual, self.activation)
-        y = self._dense(x) if self.engine in TORCH else self._packed(x, None, "none")
+        y = self._dense(x, None, "none") if self.engine in TORCH else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
@@ -195,31 +244,46 @@ class PackedConv(nn.Module):
 
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         state: dict[str, Any] = self._buffers
-        values, bias = (state["values"], state["bias"]) if self._lifted is None else self._lifted
+        own = self.lift is None
         return ops.conv(
             x,
-            values,
+            state["values"] if own else self.planar_values(),
             state["crow_indices"],
             state["col_indices"],
-            bias,
+            state["bias"] if own else self.planar_bias(),
             residual,
-            self._derived,
+            self.derived(),
             *self._sizes,
             activation,
             self.negative_slope,
             self.engine,
         )
 
-    def _dense(self, x: Tensor) -> Tensor:
+    def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """Torch's own layer, on all channels or on those that hold a block."""
-        weight, *kept = self._derived
-        if not kept:
-            return torch_layer(x, weight, self.bias, self)
-        rows, columns = kept
+        live = torch.is_grad_enabled() and self.values.requires_grad
+        if self.engine == "compact":
+            y = self._compact(x, live)
+        else:
+            weight = self.weight() if live else self.get_buffer("derived0")
+            if self.grid.kernel_size and not self.grid.transposed:
+                geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
+                return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
+            y = torch_layer(x, weight, self.bias, self)
+        return activate(y if residual is None else y + residual, activation, self.negative_slope)
+
+    def _compact_weight(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weight as stored, of the output channels `rows` and the input channels `columns` alone."""
+        weight = self.grid.to_out_in(self.weight())[rows][:, columns]
+        return weight.transpose(0, 1) if self.grid.transposed else weight
+
+    def _compact(self, x: Tensor, live: bool) -> Tensor:
+        """The layer on the channels that hold a block, its bias on the others."""
+        weight, rows, columns = self.derived()
+        weight = self._compact_weight(rows, columns) if live else weight
         axis = 1 if self.grid.kernel_size else x.dim() - 1
         x = x.index_select(axis, columns) if len(columns) < self.grid.in_channels else x
-        bias = None if self.bias is None else self.bias[rows]
-        y = torch_layer(x, weight, bias, self)
+        y = torch_layer(x, weight, None if self.bias is None else self.bias[rows], self)
         if len(rows) == self.grid.out_channels:
             return y
         constant = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
@@ -242,6 +306,7 @@ class PackedConv(nn.Module):
         shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
         # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
         self.values = self.values.permute(order).flatten()
+        derived = self._take_derived()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         flat = self.values.view([shape[axis] for axis in order])
         self.values = flat.permute([order.index(axis) for axis in range(len(order))])
@@ -251,6 +316,8 @@ class PackedConv(nn.Module):
             if self.engine != old:
                 with one_warning() as changes:
                     changes.append(f"from {old} to {self.engine} ({self.reason})")
+        else:
+            self._buffers.update(derived)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
