@@ -6,6 +6,7 @@ A third of the block rows of every conv is switched off, at random, the first ke
 values and statistics near the data's. "blocks" counts the MACs of the blocks that are not zero alone, "all" what
 is left when dead channels are gone, too. Seconds are those of one `convert` with every pass, nodes those of the graph
 that it starts from: of nets of one family the milliseconds a node say whether the cost grows faster than the graph.
+CPU seconds are those of the process, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def prepared_model(name: str, size: int, seed: int = 0) -> tuple[nn.Module, torc
 def measure(name: str, size: int, compare: bool) -> dict[str, Any]:
     """Seconds, MACs and the largest error of one model; MACs for a batch of 2 at `size`."""
     prepared, x = prepared_model(name, size)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     converted = fxdbsr.convert(prepared, backend="auto")
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     traced = prepared.graph_module(False) if isinstance(prepared, TwoGraphModule) else prepared
     assert isinstance(traced, fx.GraphModule)
     nodes = len(traced.graph.nodes)
     row: dict[str, Any] = {"model": name, "size": size, "nodes": nodes, "convert_s": round(seconds, 2)}
-    row |= {"ms_a_node": round(1e3 * seconds / nodes, 2)}
+    row |= {"convert_cpu_s": round(used, 2), "cpu_ms_a_node": round(1e3 * used / nodes, 2)}
     if compare:
         expected = first_tensor(prepared(x))
         error = (first_tensor(converted(x)) - expected).abs().max() / expected.abs().max()
