@@ -249,14 +249,16 @@ def may_keep(node: fx.Node) -> bool:
 
 
 def conv_weights(layer: PackedConv, target: jit.Target) -> Weights:
-    """The weights of a conv that the CPU engine runs, in taller blocks than the layer's where those are faster."""
-    stride, padding, dilation = ((v[0], v[1]) for v in (layer.stride, layer.padding, layer.dilation))
-    grid = best_grid(layer.grid, layer.crow_indices, layer.col_indices)
-    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.bias
-    conv = Geometry(grid, stride, padding, dilation, bfloat16, bias is not None, layer.activation, layer.negative_slope)
-    if grid == layer.grid:
+    """The weights of a conv, or of a layer as a conv, in taller blocks than the layer's own where those are faster."""
+    planar = layer.lift or layer
+    stride, padding, dilation = ((v[0], v[1]) for v in (planar.stride, planar.padding, planar.dilation))
+    grid = best_grid(planar.grid, layer.crow_indices, layer.col_indices)
+    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.planar_bias()
+    epilogue = (bias is not None, layer.activation, layer.negative_slope)
+    conv = Geometry(grid, stride, padding, dilation, bfloat16, *epilogue)
+    if grid == planar.grid:
         return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
-    values, crow_indices, col_indices = grid.pack(layer.weight().detach())
+    values, crow_indices, col_indices = grid.pack(layer.weight().detach().view(grid.weight_shape))
     return Weights(conv, conv.order(target).weights(values), crow_indices, col_indices, bias)
 
 
