@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
-from torch.fx.graph_module import _loader, reduce_graph_module
+from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 from torch.nn.modules.conv import _ConvNd
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -172,7 +172,8 @@ def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str
     plain = reduce_graph_module(*arguments)
     assert isinstance(plain, fx.GraphModule)
     module = kind(plain, plain.graph, name)
-    _forget_source(type(plain).forward.__code__.co_filename)
+    for passing in (plain, _CodeOnlyModule):  # torch.fx reads the pickled source through one, to write the other
+        _forget_source(passing.forward.__code__.co_filename)
     module.__dict__.update(kept)
     return module
 
