@@ -2,6 +2,7 @@
 
 from fxdbsr.api import convert, prepare, to_dense
 from fxdbsr.config import BlockConfig
+from fxdbsr.precision import set_float32_precision
 from fxdbsr.ranking import block_prune_
 from fxdbsr.reporting.build import report
 from fxdbsr.reporting.result import Report
@@ -25,5 +26,6 @@ __all__ = [
     "prepare",
     "report",
     "save",
+    "set_float32_precision",
     "to_dense",
 ]

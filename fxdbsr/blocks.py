@@ -179,9 +179,9 @@ class BlockGrid:
         return bands
 
     def block_sum(self, tensor: Tensor) -> Tensor:
-        """Sum of `tensor` (shaped like the stored weight) over each block, `[rows, columns]`."""
+        """Sum of `tensor` (shaped like the stored weight) over each block, `[rows, columns]`, at least in float32."""
         t = self.to_out_in(tensor).flatten(2) if self.kernel_size else self.to_out_in(tensor).unsqueeze(2)
-        t = t.sum(2).unflatten(0, (self._sections, -1))
+        t = t.sum(2, dtype=torch.promote_types(t.dtype, torch.float32)).unflatten(0, (self._sections, -1))
         pad = (-t.shape[2] % self.block_size[1], -t.shape[1] % self.block_size[0])
         t = torch.nn.functional.pad(t, (0, pad[0], 0, pad[1])) if any(pad) else t
         t = t.unflatten(2, (-1, self.block_size[1])).unflatten(1, (-1, self.block_size[0])).sum((2, 4))

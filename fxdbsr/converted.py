@@ -8,30 +8,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.channels.layers import CHANNELWISE
 from fxdbsr.graph import GraphModule, TracedModule, called_module
+from fxdbsr.network.runner import Runner
 from fxdbsr.nn.packed import PackedConv, one_warning
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
 
 STATE = "_extra_state"  # torch's name for it
-NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SCALARS = ("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad")
+_SEEN = ("adds_residual", "input_size", "precision")
 
 
 class ConvertedModule(TracedModule):
-    """What `fxdbsr.convert` returns, in eval mode."""
+    """What `fxdbsr.convert` returns, in eval mode. On a CPU a call is one run of compiled steps (`fxdbsr.network`)."""
+
+    def recompile(self) -> PythonCode:
+        """As torch.fx; the generated forward runs where the steps do not."""
+        code = super().recompile()
+        kind: Any = type(self)  # torch.fx makes a class for each instance, and no copy or file holds it
+        kind.forward, kind.runner = forward_of(kind.forward), None
+        return code
 
     @classmethod
     def of(cls, model: fx.GraphModule) -> ConvertedModule:
         """The converted module over what the graph of `model` reads."""
         name = type(model).__name__
-        return cls(GraphModule(model, model.graph, name), model.graph, name).eval()
+        return cls(GraphModule(model, model.graph, name), model.graph, name).eval().requires_grad_(False)
 
     def get_extra_state(self) -> Tensor:
         """The record as JSON in a uint8 tensor."""
@@ -42,7 +53,25 @@ class ConvertedModule(TracedModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with one_warning():
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+            return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+
+
+def forward_of(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that takes the steps where they can serve, else `graph_forward`."""
+
+    @wraps(graph_forward)
+    def forward(self: ConvertedModule, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and not torch.compiler.is_compiling():
+            kind: Any = type(self)
+            if kind.runner is None or not kind.runner.is_current():
+                kind.runner = Runner(self)
+            if kind.runner.may_run(args, self):
+                ran, output = kind.runner.run(self, args)
+                if ran:
+                    return output
+        return graph_forward(self, *args, **kwargs)
+
+    return forward
 
 
 def read_record(state: Tensor) -> dict[str, Any]:
@@ -87,15 +116,21 @@ def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
     grids = {key: grid_record(getattr(layer, key)) for key in ("grid", "dense_grid") if hasattr(layer, key)}
     shared: dict[str, Any] = {"grids": grids, "kept_channels": getattr(layer, "kept_channels", "")}
     if isinstance(layer, PackedConv):
-        own = {key: getattr(layer, key) for key in _SCALARS}
+        own = {key: getattr(layer, key) for key in (*_SCALARS, *_SEEN)}
         return {"kind": "PackedConv"} | own | shared
     if type(layer) in SCALED:
         return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared
-    if type(layer) in NORMS:
+    if type(layer) in CHANNELWISE:
         return {"kind": type(layer).__name__, "arguments": norm_arguments(layer)}
     if type(layer).__module__.startswith("fxdbsr."):
         raise ValueError(f"{name}: no record describes a {type(layer).__name__}")
     return None
+
+
+def norm_arguments(layer: nn.Module) -> dict[str, Any]:
+    """The arguments with which the class of `layer`, a norm or another of `CHANNELWISE`, makes its like."""
+    names = ("num_groups", "num_channels", "num_features", "num_parameters", "eps", "affine", "track_running_stats")
+    return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
 
 
 def arguments(layer: nn.Module) -> dict[str, Any]:
@@ -105,12 +140,6 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
         names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
         names += ["padding_mode", *(["output_padding"] if layer.transposed else [])]
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
-
-
-def norm_arguments(norm: nn.Module) -> dict[str, Any]:
-    """The arguments with which the class of `norm`, a batch norm of torch's own, makes its like."""
-    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-    return {name: getattr(norm, name) for name in names}
 
 
 def grid_record(grid: BlockGrid) -> list[Any]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.converted import NORMS, ConvertedModule, grid_from
+from fxdbsr.channels.layers import CHANNELWISE
+from fxdbsr.converted import ConvertedModule, grid_from
 from fxdbsr.graph import GraphModule, TracedModule
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
@@ -16,7 +17,8 @@ from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import graph_from
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*SCALED, *NORMS)}
+_KINDS = {kind.__name__: kind for kind in SCALED}
+_NORMS: dict[str, Any] = {kind.__name__: kind for kind in CHANNELWISE}
 
 
 def rebuild(traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor]) -> ConvertedModule:
@@ -57,8 +59,12 @@ def layer_from(
     about: dict[str, Any] | None, own: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype
 ) -> nn.Module:
     """The layer `name`, which the record is `about`, with the tensors `own`."""
+    if about is not None and about["kind"] == "PackedConv":
+        return packed_from(about, own, name)
+    if about is not None and about["kind"] in _KINDS:
+        return dense_from(about, own, name)
     if about is not None:
-        return packed_from(about, own, name) if about["kind"] == "PackedConv" else dense_from(about, own, name)
+        return norm_from(about, own, name)
     try:
         module = traced.get_submodule(name)
     except AttributeError as error:
@@ -92,7 +98,19 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
     layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked)
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
+    layer.adds_residual = bool(about["adds_residual"])
+    layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
+    layer.input_size = as_input_size(about["input_size"])
+    layer.choose_engine()
     return marked(layer, about)
+
+
+def as_input_size(size: Any) -> tuple[int, int, int] | None:
+    """`size` from a record: images, height, width."""
+    if size is None:
+        return None
+    images, height, width = (int(number) for number in size)
+    return images, height, width
 
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:
@@ -124,6 +142,17 @@ def dense_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.M
     check(own, {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}, name)
     layer.load_state_dict(own, assign=True)
     return marked(layer, about)
+
+
+def norm_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:
+    """The norm, or other module with a number for each channel, that the record is `about`."""
+    norm = _NORMS[about["kind"]](**about["arguments"], device="meta")
+    check(own, {key: tuple(t.shape) for key, t in norm.state_dict().items()}, name)
+    for key, tensor in own.items():
+        is_parameter = key in norm._parameters
+        setattr(norm, key, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+    evaluated: nn.Module = norm.eval()
+    return evaluated
 
 
 def tensor_from(state: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import fx
 
 FORMAT = 1
-PASSES_CALL: tuple[Callable[..., Any], ...] = (torch.split, torch.index_select, F.pad, operator.add, operator.getitem)
+PASSES_CALL: tuple[Callable[..., Any], ...] = (
+    *(torch.split, torch.index_select, torch.narrow, F.pad, operator.add, operator.getitem),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+)
 PASSES_CALL_METHODS = ("reshape", "reshape_as")
 _NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")

@@ -20,7 +20,8 @@ import torch
 
 from fxdbsr.kernels import cache as disk
 
-OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
+# what code calls the runtime's functions
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Target:
         lanes: float32 in a vector register.
         registers: vector registers.
         vectors: vectors of outputs that a tile holds for each pixel.
-        halves: multiplies two half vectors as fast as a whole one.
         bfloat16: has bfloat16 dot products accumulating in float32.
+        tiles: has tile registers that multiply bfloat16 (AMX).
     """
 
     triple: str
@@ -44,8 +45,8 @@ class Target:
     lanes: int
     registers: int
     vectors: int
-    halves: bool = False
     bfloat16: bool = False
+    tiles: bool = False
 
 
 def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None:
@@ -53,7 +54,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
     flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if features.get("avx512f"):
         wide = features.get("avx512bf16", False) and features.get("avx512vl", False)
-        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, cpu == "znver4", wide)
+        tiles = wide and features.get("amx-tile", False) and features.get("amx-bf16", False)
+        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, wide, tiles)
     if features.get("avx2") and features.get("fma"):
         return Target(triple, cpu, flags, 8, 16, 2)
     if triple.startswith(("aarch64", "arm64")):
@@ -62,8 +64,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
 
 
 @cache
-def host(avx512: bool = True) -> Target | None:
-    """The target of this machine, or of a machine that lacks AVX-512 but is like it otherwise.
+def host(avx512: bool = True, amx: bool = True) -> Target | None:
+    """The target of this machine, or of a machine that lacks AVX-512 or AMX but is like it otherwise.
 
     Raises:
         ImportError: llvmlite is not installed.
@@ -72,26 +74,33 @@ def host(avx512: bool = True) -> Target | None:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    features = {
-        name: on and (avx512 or not name.startswith("avx512")) for name, on in llvm.get_host_cpu_features().items()
-    }
+    features = dict(llvm.get_host_cpu_features())
+    amx = amx and avx512 and features.get("amx-bf16", False) and _may_use_tiles()
+    for name in features:
+        if (name.startswith("avx512") and not avx512) or (name.startswith("amx") and not amx):
+            features[name] = False
     return target_of(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
 
 
+def _may_use_tiles() -> bool:
+    """Ask the system for the use of tile registers, which Linux gives to a process that asks."""
+    return bool(torch.cpu._init_amx())
+
+
 @cache
-def openmp() -> tuple[int, int, int] | None:
-    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads` in torch's OpenMP runtime.
+def openmp() -> tuple[int, ...] | None:
+    """Addresses of what `OPENMP` names: `GOMP_parallel` and its kin in torch's OpenMP runtime.
 
     Looked up through the library that torch computes with, so the runtime is the one whose threads torch
     uses already; None where that has no GNU entry points (macOS, Windows).
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        first, second, third = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
     except (OSError, AttributeError):
         return None
-    return (first, second, third) if first and second and third else None
+    return tuple(address for address in addresses if address)
 
 
 def object_code(text: str, target: Target) -> bytes:
@@ -118,17 +127,33 @@ def key(text: str, target: Target) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A function in this process; its code lives as long as this does."""
+
+    address: int
+    engine: Any
+
+
 def function(text: str, target: Target, arguments: int) -> Callable[..., None]:
     """`@run` of the module `text`, which takes that many 64-bit integers and returns nothing.
 
     The call releases the global interpreter lock.
     """
+    compiled = load(text, target, "run")
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(compiled.address)
+    run.compiled = compiled  # type: ignore[attr-defined]
+    return run
+
+
+def load(text: str, target: Target, name: str) -> Compiled:
+    """The function `name` of the module `text`, from the disk where it was compiled before."""
     with _lock:
-        return _function(text, target, arguments)
+        return _load(text, target, name)
 
 
-@lru_cache(maxsize=256)
-def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
+@lru_cache(maxsize=512)
+def _load(text: str, target: Target, function: str) -> Compiled:
     import llvmlite.binding as llvm
 
     name = key(text, target)
@@ -136,15 +161,12 @@ def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
     if code is None:
         code = object_code(text, target)
         disk.write(name, code)
-    for symbol, address in zip(OPENMP, openmp() or (), strict=False):
-        llvm.add_symbol(symbol, address)
+    for symbol, place in zip(OPENMP, openmp() or (), strict=False):
+        llvm.add_symbol(symbol, place)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    run = prototype(engine.get_function_address("run"))
-    run.engine = engine  # type: ignore[attr-defined]  # the code lives as long as the function
-    return run
+    return Compiled(engine.get_function_address(function), engine)
 
 
 _lock = threading.Lock()

@@ -39,7 +39,9 @@ def prepared() -> nn.Module:
 
 @pytest.fixture(params=BACKENDS)
 def fast(request: pytest.FixtureRequest, prepared: nn.Module) -> ConvertedModule:
-    return fxdbsr.convert(prepared, backend=request.param)
+    found = fxdbsr.convert(prepared, backend=request.param)
+    assert isinstance(found, ConvertedModule)
+    return found
 
 
 def equal(found: Tensor, expected: Tensor, bound: float = BOUND) -> bool:

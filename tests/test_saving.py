@@ -33,7 +33,9 @@ def x() -> Tensor:
 
 @pytest.fixture
 def fast(x: Tensor) -> ConvertedModule:
-    return fxdbsr.convert(sparse(SmallNet(), x))
+    converted = fxdbsr.convert(sparse(SmallNet(), x))
+    assert isinstance(converted, ConvertedModule)
+    return converted
 
 
 def write(model: nn.Module, path: Path) -> Path:

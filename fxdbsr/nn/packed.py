@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import ops
+from fxdbsr.kernels import dense, ops
 from fxdbsr.kernels.choice import choose, engine_module, why_not
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
@@ -39,7 +39,12 @@ class PackedConv(nn.Module):
 
     Attributes:
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        revision: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
+        adds_residual: whether its calls pass a residual, as far as conversion knows.
+        input_size: images, height and width that conversion saw, or None.
+        precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
+        form: what tuning found for the Triton engine, arguments of its `tables`.
     """
 
     is_leaf_in_trace = True
@@ -47,6 +52,8 @@ class PackedConv(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     bias: Tensor | None
+    input_size: tuple[int, int, int] | None
+    precision: str | None
 
     def __init__(
         self,
@@ -66,10 +73,12 @@ class PackedConv(nn.Module):
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
         self.activation, self.negative_slope = "none", 0.01
+        self.adds_residual, self.input_size, self.precision = False, None, None
+        self.form: dict[str, Any] = {}
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason = "", ""
+        self.engine, self.reason, self.revision = "", "", 0
         self.choose_engine()
 
     @property
@@ -80,8 +89,13 @@ class PackedConv(nn.Module):
 
     def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
-        arguments = (self.grid, self.stride, self.padding, self.dilation)
-        self.engine, self.reason = choose(self.backend, self.density, *arguments, self.values.dtype, self.values.device)
+        geometry = (self.grid, self.stride, self.padding, self.dilation)
+        where = (self.values.dtype, self.values.device)
+        seen: dict[str, Any] = {"size": self.input_size, "bias": self.bias is not None, "residual": self.adds_residual}
+        seen |= {"activation": self.activation, "precision": self.precision}
+        indices = (self.crow_indices, self.col_indices)
+        self.engine, self.reason = choose(self.backend, self.density, *geometry, *where, indices, **seen)
+        self.form = {}
         self.derive()
 
     def use(self, engine: str, reason: str) -> None:
@@ -97,21 +111,35 @@ class PackedConv(nn.Module):
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
         derived: list[Tensor] = []
+        self.revision += 1
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
-            derived = [self.grid.unpack(*packed).detach()]
+            derived = [dense.layout(self.grid.unpack(*packed).detach())]
         elif self.engine != "reference":
             module = engine_module(self.engine)
             assert module is not None
             self.values = module.layout(self.values)
-            derived = module.tables(self.grid, self.values, *packed[1:], self.stride, self.padding, self.dilation)
+            form = {**self.form}
+            if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
+                form["precision"] = self.precision
+            geometry = (self.stride, self.padding, self.dilation)
+            derived = module.tables(self.grid, self.values, *packed[1:], *geometry, **form)
         self._take_derived()
         for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
             self.register_buffer(f"derived{number}", tensor, persistent=False)
 
+    def derived(self) -> list[Tensor]:
+        """What the engine derived from the state."""
+        return [tensor for name, tensor in self._buffers.items() if name.startswith("derived")]  # type: ignore[misc]
+
     def _take_derived(self) -> dict[str, Tensor]:
         """Remove and return what the engine derived."""
         return {name: self._buffers.pop(name) for name in [*self._buffers] if name.startswith("derived")}  # type: ignore
+
+    def engine_weights(self) -> Tensor:
+        """The packed weights in the order in which the CPU engine reads them."""
+        derived = self.derived()
+        return derived[0] if derived else self.values
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -125,9 +153,11 @@ class PackedConv(nn.Module):
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])
-        if self.engine != "dense" and batched and self._fits(x, residual):
+        if batched and self.engine == "dense":
+            return self._dense(x, residual, self.activation)
+        if batched and self._fits(x, residual):
             return self._packed(x, residual, self.activation)
-        y = self._dense(x) if self.engine == "dense" else self._packed(x, None, "none")
+        y = self._dense(x, None, "none") if self.engine == "dense" else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
@@ -140,19 +170,18 @@ class PackedConv(nn.Module):
             state["col_indices"],
             state["bias"],
             residual,
-            [tensor for name, tensor in state.items() if name.startswith("derived")],
+            self.derived(),
             *self._sizes,
             activation,
             self.negative_slope,
             self.engine,
         )
 
-    def _dense(self, x: Tensor) -> Tensor:
-        function = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
+    def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         live = torch.is_grad_enabled() and self.values.requires_grad
         weight = self.weight() if live else self.get_buffer("derived0")
-        y: Tensor = function(x, weight, self.bias, self.stride, self.padding, self.dilation, self.grid.groups)
-        return y
+        geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
+        return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
