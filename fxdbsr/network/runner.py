@@ -190,8 +190,9 @@ class Runner:
         self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
         foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
-        self.usable = any(layer.engine == "cpu" for layer in self.layers) and not writes_input and not foreign
+        self.usable = not writes_input and not foreign
         self.state: Any = None
+        self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
         self.plans: OrderedDict[Any, Planned] = OrderedDict()
         self.weights: dict[nn.Module, tuple[Any, Weights]] = {}
 
@@ -228,6 +229,9 @@ class Runner:
         state = tuple((id(layer.values), id(layer.bias), layer.revision) for layer in self.layers)
         if state != self.state:
             self.state, self.plans = state, OrderedDict()
+            self.dtype = next((layer.values.dtype for layer in self.layers if layer.engine == "cpu"), None)
+        if self.dtype is None:
+            return False, None
         threads = torch.get_num_threads() if cpu_program.is_parallel() else 1
         key = (tuple((x.shape, x.dtype) for x in args), layouts, threads)
         planned = self.plans.get(key)
@@ -243,8 +247,8 @@ class Runner:
 
     def _plan(self, graph: fx.Graph, recorder: Recorder, layouts: dict[fx.Node, Any], threads: int) -> Planned:
         first = recorder.seen[self.inputs[0]]
-        layer = next(layer for layer in self.layers if layer.engine == "cpu")
-        batch, dtype, target = int(first.shape[0]), layer.values.dtype, jit.host()
+        batch, dtype, target = int(first.shape[0]), self.dtype, jit.host()
+        assert dtype is not None
         assert target is not None
         found = {node: image_of(value, batch, dtype) for node, value in recorder.seen.items()}
         images = {node: image for node, image in found.items() if image is not None}
