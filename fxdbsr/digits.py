@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxdbsr.images import ImageSet, standardised
+
 SIZE = 32
 SHIFT = 2
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images `[N, 1, 32, 32]` float32, standardised, channels_last, and labels `[N]` of each part."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def load_digits(test_size: int = 450) -> Digits:
+def load_digits(test_size: int = 450) -> ImageSet:
     """The digits, upscaled bilinearly, split once and for all into parts with equal shares of the classes."""
     from sklearn import datasets, model_selection
 
@@ -42,9 +33,7 @@ def load_digits(test_size: int = 450) -> Digits:
             torch.arange(len(labels)).numpy(), test_size=test_size, random_state=0, stratify=labels.numpy()
         )
     )
-    images = (images - images[train].mean()) / images[train].std()
-    parts = [images[part].contiguous(memory_format=torch.channels_last) for part in (train, test)]
-    return Digits(parts[0], labels[train], parts[1], labels[test])
+    return standardised((images[train], labels[train]), (images[test], labels[test]))
 
 
 def learning_rate(step: int, steps: int, warmup: float = 0.05) -> float:
@@ -57,7 +46,7 @@ def learning_rate(step: int, steps: int, warmup: float = 0.05) -> float:
 def train_epoch(
     model: nn.Module,
     optimizer: Optimizer,
-    data: Digits,
+    data: ImageSet,
     batch: int,
     generator: torch.Generator,
     on_step: Callable[[float], None],

@@ -99,7 +99,7 @@ def graph_times(layer: PackedConv, arguments: tuple[Any, ...], engines: list[str
     for engine in engines:
         layer.use(engine, "")
         graphs[engine] = captured(lambda: layer(*arguments), calls=10)
-        kept.append(layer._derived)  # a graph reads what the layer held when it was made
+        kept.append(layer.derived())  # a graph reads what the layer held when it was made
     return {engine: [1e-3 * t for t in found] for engine, found in replayed_in_turns(graphs, 0.2, 10).items()}
 
 

@@ -5,6 +5,7 @@ The last tests compile kernels that are known to be bad and ask that each fault 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,9 +39,12 @@ HALF = [half for entry in SHIPPED if entry.target == "cuda:90" and entry.lanes =
 @pytest.fixture(scope="module", autouse=True)
 def compiled_anew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Triton's cache on disk would hide a compiler that changed."""
+    gc.collect()
+    gc.disable()  # CPython 3.11: finalizers that run while two threads parse make ast.parse raise SystemError
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
         yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

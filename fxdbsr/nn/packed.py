@@ -7,7 +7,10 @@ derives from them (tables, the dense weight) is made again from the state and ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ class PackedConv(nn.Module):
     """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
 
     Args:
-        weight: dense weight as the conv stores it; its blocks that are zero are dropped.
+        packed: `values`, `crow_indices`, `col_indices` of the blocks that are kept (`BlockGrid.pack`).
         bias: `[O]` or None.
         grid: the blocks of the weight.
         stride, dilation: as in nn.Conv2d, one int an axis.
@@ -36,6 +39,7 @@ class PackedConv(nn.Module):
 
     Attributes:
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
+        revision: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
         adds_residual: whether its calls pass a residual, as far as conversion knows.
         input_size: images, height and width that conversion saw, or None.
@@ -53,7 +57,7 @@ class PackedConv(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor,
+        packed: tuple[Tensor, Tensor, Tensor],
         bias: Tensor | None,
         grid: BlockGrid,
         stride: Sequence[int],
@@ -71,13 +75,10 @@ class PackedConv(nn.Module):
         self.activation, self.negative_slope = "none", 0.01
         self.adds_residual, self.input_size, self.precision = False, None, None
         self.form: dict[str, Any] = {}
-        keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
-        values, crow_indices, col_indices = grid.pack(weight.detach(), keep)
-        self.register_buffer("values", values)
-        self.register_buffer("crow_indices", crow_indices)
-        self.register_buffer("col_indices", col_indices)
+        for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
+            self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason = "", ""
+        self.engine, self.reason, self.revision = "", "", 0
         self.choose_engine()
 
     @property
@@ -109,10 +110,11 @@ class PackedConv(nn.Module):
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
-        self._derived: list[Tensor] = []
+        derived: list[Tensor] = []
+        self.revision += 1
         packed = (self.values, self.crow_indices, self.col_indices)
         if self.engine == "dense":
-            self._derived = [dense.layout(self.grid.unpack(*packed))]
+            derived = [dense.layout(self.grid.unpack(*packed).detach())]
         elif self.engine != "reference":
             module = engine_module(self.engine)
             assert module is not None
@@ -121,7 +123,23 @@ class PackedConv(nn.Module):
             if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
                 form["precision"] = self.precision
             geometry = (self.stride, self.padding, self.dilation)
-            self._derived = module.tables(self.grid, self.values, *packed[1:], *geometry, **form)
+            derived = module.tables(self.grid, self.values, *packed[1:], *geometry, **form)
+        self._take_derived()
+        for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
+            self.register_buffer(f"derived{number}", tensor, persistent=False)
+
+    def derived(self) -> list[Tensor]:
+        """What the engine derived from the state."""
+        return [tensor for name, tensor in self._buffers.items() if name.startswith("derived")]  # type: ignore[misc]
+
+    def _take_derived(self) -> dict[str, Tensor]:
+        """Remove and return what the engine derived."""
+        return {name: self._buffers.pop(name) for name in [*self._buffers] if name.startswith("derived")}  # type: ignore
+
+    def engine_weights(self) -> Tensor:
+        """The packed weights in the order in which the CPU engine reads them."""
+        derived = self.derived()
+        return derived[0] if derived else self.values
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -152,7 +170,7 @@ class PackedConv(nn.Module):
             state["col_indices"],
             state["bias"],
             residual,
-            self._derived,
+            self.derived(),
             *self._sizes,
             activation,
             self.negative_slope,
@@ -160,8 +178,10 @@ class PackedConv(nn.Module):
         )
 
     def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        live = torch.is_grad_enabled() and self.values.requires_grad
+        weight = self.weight() if live else self.get_buffer("derived0")
         geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
-        return dense.conv(x, self._derived[0], self.bias, residual, *geometry, activation, self.negative_slope)
+        return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
@@ -177,6 +197,7 @@ class PackedConv(nn.Module):
         shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
         # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
         self.values = self.values.permute(order).flatten()
+        derived = self._take_derived()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         flat = self.values.view([shape[axis] for axis in order])
         self.values = flat.permute([order.index(axis) for axis in range(len(order))])
@@ -184,15 +205,20 @@ class PackedConv(nn.Module):
             old = self.engine
             self.choose_engine()
             if self.engine != old:
-                warnings.warn(
-                    f"fxdbsr: layers change their engine with dtype and device, here from {old} to {self.engine}:"
-                    f" {self.reason}",
-                    stacklevel=3,
-                )
+                with one_warning() as changes:
+                    changes.append(f"from {old} to {self.engine} ({self.reason})")
+        else:
+            self._buffers.update(derived)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # in the order of the axes, whatever order the engine reads: safetensors takes no other
+        destination[f"{prefix}values"] = destination[f"{prefix}values"].contiguous()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.grid.check_indices(self.crow_indices, self.col_indices, prefix)
         self.derive()
 
     def extra_repr(self) -> str:
@@ -203,6 +229,27 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+_changes: ContextVar[list[str] | None] = ContextVar("changes", default=None)
+
+
+@contextmanager
+def one_warning() -> Iterator[list[str]]:
+    """Collect the changes of engines inside, and warn of them together when the outermost such block ends."""
+    changes = _changes.get()
+    if changes is not None:
+        yield changes
+        return
+    changes = []
+    token = _changes.set(changes)
+    try:
+        yield changes
+    finally:
+        _changes.reset(token)
+    if changes:
+        kinds = "; ".join(f"{number} {change}" for change, number in Counter(changes).items())
+        warnings.warn(f"fxdbsr: layers change their engine with dtype and device: {kinds}", stacklevel=5)
 
 
 def why_unpacked(layer: nn.Module) -> str | None:
