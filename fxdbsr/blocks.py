@@ -219,6 +219,25 @@ class BlockGrid:
         w = w[:, : self.out_channels // self._sections, : self.in_channels // self.groups]
         return self.from_out_in(w.flatten(0, 1)).contiguous()
 
+    def check_indices(self, crow_indices: Tensor, col_indices: Tensor, where: str = "") -> None:
+        """Refuse indices that are not those of packed blocks of this grid.
+
+        Raises:
+            ValueError: they are not; the message begins with `where`.
+        """
+        rows, columns = self.shape
+        for name, tensor in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            if tensor.dtype != torch.int32 or tensor.dim() != 1:
+                raise ValueError(f"{where}{name}: expected one axis of int32, got {tensor.dim()} of {tensor.dtype}")
+        counts = crow_indices.diff()
+        if len(counts) != rows or crow_indices[0] != 0 or bool((counts < 0).any()) or counts.sum() != len(col_indices):
+            raise ValueError(f"{where}crow_indices: expected {rows + 1} offsets from 0 to {len(col_indices)} in order")
+        if bool(((col_indices < 0) | (col_indices >= columns)).any()):
+            raise ValueError(f"{where}col_indices: expected columns from 0 to {columns - 1}")
+        row = torch.repeat_interleave(torch.arange(rows, device=counts.device), counts.long())
+        if bool(((row * columns + col_indices).diff() <= 0).any()):
+            raise ValueError(f"{where}col_indices: expected the columns of a row in order, each once")
+
     def expand_mask(self, mask: Tensor) -> Tensor:
         """`mask [rows, columns]` at every weight, bool of the stored weight's shape. For checks and pictures."""
         out = torch.repeat_interleave(

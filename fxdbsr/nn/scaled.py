@@ -15,6 +15,7 @@ ICCV Workshops 2019, and its published code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
@@ -109,6 +110,20 @@ class Blocked(nn.Module):
         axes = len(self.grid.kernel_size)
         spatial = (x if self.grid.transposed else y).shape[-axes:] if axes else y.shape[1:-1]
         self.positions.append(prod(int(n) for n in spatial))
+
+
+def record_whole_forward(model: nn.Module) -> None:
+    """Let every blocked layer of `model` record all calls of the model's next forward, however many there are."""
+    for module in model.modules():
+        if isinstance(module, Blocked):
+            module.calls = sys.maxsize
+    model.register_forward_hook(_close_records)
+
+
+def _close_records(model: nn.Module, args: Any, output: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, Blocked) and module.positions:
+            module.calls = len(module.positions)
 
 
 class ScaledLayer(Blocked):

@@ -36,7 +36,9 @@ def function_calls(graph_module: fx.GraphModule | None, count: int) -> list[tupl
     """
     nodes = [] if graph_module is None else [n for n in graph_module.graph.nodes if _is_conv_call(n)]
     if len(nodes) != count:
-        return [(f"functional_{i}", "its weight is computed in the forward") for i in range(count)]
+        whole = "its weight is computed in the forward"
+        reason = whole if graph_module is not None else "it is called in code that torch.fx cannot trace"
+        return [(f"functional_{i}", reason) for i in range(count)]
     return [(node.name, why_unscalable_call(node) or "") for node in nodes]
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Report:
         total: the sum of `rows` and `other`.
         graph: the traced eval graph; nodes carry the figures of their rows.
         masks: `[rows, columns]` bool by the layer's name, False where a block is zero.
+        untraced: why parts of the model are in no graph, by their names; "" is the model itself.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Report:
     total: LayerRow
     graph: nx.DiGraph[str]
     masks: dict[str, Tensor]
+    untraced: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.table()
@@ -75,6 +77,7 @@ class Report:
             "model": self.model,
             "inputs": list(self.inputs),
             "convention": CONVENTION,
+            "untraced": self.untraced,
             "rows": [row.to_dict() for row in self.rows],
             "other": self.other.to_dict(),
             "total": self.total.to_dict(),
@@ -87,7 +90,7 @@ class Report:
     def to_csv(self) -> str:
         """One line a row, then `other` and `total`; shapes as 64x3x7x7, times in ms, bytes in bytes."""
         out = io.StringIO()
-        names = [field.name for field in fields(LayerRow)]
+        names = [known.name for known in fields(LayerRow)]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for row in [*self.rows, self.other, self.total]:

@@ -42,7 +42,7 @@ def text(report: Report, sort: str | None, depth: int | None, only_changed: bool
     lines = [*headers, SEPARATING_LINE, *cells[:-1], SEPARATING_LINE, cells[-1]]
     table = tabulate(lines, (), _TIGHT, colalign=align, disable_numparse=True)
     hidden = len(report.rows) - len(rows) if only_changed else 0
-    return "\n".join([*heading(report), "", table, "", *_below(notes, dropped, hidden, width)])
+    return "\n".join([*heading(report), "", table, "", *_below(notes, dropped, hidden, width), *_parts(report, width)])
 
 
 def heading(report: Report) -> list[str]:
@@ -77,6 +77,12 @@ def _below(notes: dict[str, str], dropped: list[str], hidden: int, width: int) -
         lines.append(f"{hidden} layers without zero blocks are not shown")
     if dropped:
         lines.append(f"not shown at this width: {', '.join(dropped)}")
+    return [part for line in lines for part in wrap(line, width, subsequent_indent="   ")]
+
+
+def _parts(report: Report, width: int) -> list[str]:
+    """Why parts of the model are in no graph: their layers are packed one by one, and dead channels stay in them."""
+    lines = [f"in no graph: {name or report.model}: {why}" for name, why in report.untraced.items()]
     return [part for line in lines for part in wrap(line, width, subsequent_indent="   ")]
 
 

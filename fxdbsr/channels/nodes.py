@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import fx
 
-from torch import fx, nn
-from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-
-from fxdbsr.channel_rules import ALIASES, rule_of
-from fxdbsr.channel_values import Value
+from fxdbsr.channels.layers import CHANNELWISE, is_layer
+from fxdbsr.channels.table import ALIASES, rule_of
 from fxdbsr.graph import called_module, writes_in_place
-from fxdbsr.nn.scaled import ScaledLayer, plain_type, why_unscalable
-
-NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def live_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -22,18 +16,6 @@ def live_nodes(graph: fx.Graph) -> list[fx.Node]:
         if node.op == "output" or node in live or node.is_impure() or writes_in_place(node):
             live |= {node, *node.all_input_nodes}
     return [node for node in graph.nodes if node in live]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """True for conv and linear layers that compute what their class says."""
-    return plain_type(type(module)) is not None and (isinstance(module, ScaledLayer) or not why_unscalable(module))
-
-
-def is_norm(module: nn.Module, x: Any) -> bool:
-    """True for batch norms in eval mode that read the channels of `x`."""
-    if type(module) not in NORMS or module.training or not isinstance(x, Value):
-        return False
-    return x.axis == 1 and not x.flat and len(x.labels) == module.num_features
 
 
 def frozen_modules(nodes: list[fx.Node]) -> dict[int, str]:
@@ -76,8 +58,9 @@ def overwritten(nodes: list[fx.Node]) -> set[fx.Node]:
 
 def _shares_memory(node: fx.Node) -> list[fx.Node]:
     """Arguments of `node` whose memory its result may lie in; all of them where no rule is known."""
-    module, rule = called_module(node), rule_of(node)
+    module = called_module(node)
+    rule = rule_of(node, module)
     if rule is None:
-        known = module is not None and (is_layer(module) or type(module) in NORMS)
+        known = is_layer(module) or type(module) in CHANNELWISE
         return [] if known else node.all_input_nodes
     return node.all_input_nodes[:1] if rule in ALIASES or writes_in_place(node) else []

@@ -1,0 +1,319 @@
+"""Leads: what might beat gradual block pruning, each an option of the arm `lead`, alone or together.
+
+Options of `Setting.options` (defaults in brackets):
+
+* scales [True]: trainable block scales; False applies a lead to the baseline.
+* scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
+* score ["l2"]: "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
+  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "l2";
+  "within" divides "l2" by the mean square of the layer's scales, "share" by the mean of the layer's scores.
+* clean [False]: blocks whose inputs are all constant, or whose outputs nobody reads, go first.
+* measured [False]: how much each layer gives is decided by the loss that it costs, measured on a batch (NetAdapt,
+  Yang et al., ECCV 2018); the score ranks within layers only.
+* shrink [0]: how far a penalty moves every scale towards 0 before the first ranking.
+* growth [0]: at each ranking this share of the kept blocks is chosen by the gradient of the weight that they would
+  have instead (RigL, Evci et al., ICML 2020).
+* cycles [0]: between `begin` and `end` phases without and with masks take turns, this many of each (AC/DC, Peste et
+  al., NeurIPS 2021); masked blocks go on from zero weights where `restart` [True].
+* order [0]: how often the channels are reordered between `begin` and `end` (`bench/accuracy_order.py`).
+* dense [0]: the share of the epochs in which a dense net is trained first, over a learning-rate cycle of its own.
+* distill [0]: weight of the distillation from that net (Hinton et al., 2015; temperature 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.accuracy_live import LivePaths
+from bench.accuracy_order import ChannelOrder
+from bench.accuracy_schedule import BlockSchedule
+from bench.accuracy_training import Setting, Training, learning_rate, load, make_net, make_prepared, without_scales
+from fxdbsr.layers import blocked_layers
+from fxdbsr.ranking import lowest
+
+BATCH = 256
+
+
+def lead(setting: Setting) -> nn.Module:
+    """Scaled gradual with the setting's options."""
+    first = round(setting.option("dense", 0.0) * setting.epochs)
+    net, teacher = make_net(setting), None
+    if first:
+        teacher = trained_dense(replace(setting, arm="dense", sparsity=None, epochs=first, options=()))
+        net.load_state_dict(teacher.state_dict())
+    model = make_prepared(setting, net=net)
+    if not setting.option("scales", True):
+        without_scales(model)
+    if setting.option("retrain", False):
+        return _retrained(setting)
+    training = Training(model, setting, setting.epochs - first, distilled(setting, teacher))
+    schedule = LeadSchedule(model, setting, training)
+    return training.run(after_step=schedule)
+
+
+@lru_cache(maxsize=1)
+def trained_dense(setting: Setting) -> nn.Module:
+    """The finished dense net, in evaluation mode; runs of one seed share it, so `cpu_seconds` may leave it out."""
+    return Training(make_net(setting), setting).run().eval()
+
+
+def _retrained(setting: Setting) -> nn.Module:
+    found = lead(replace(setting, options=tuple(o for o in setting.options if o[0] != "retrain")))
+    model = make_prepared(setting)
+    for mine, theirs in zip(blocked_layers(model), blocked_layers(found), strict=True):
+        mine.set_mask(theirs.mask)
+    return Training(model, setting).run()
+
+
+def distilled(setting: Setting, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Cross entropy and, with the option's weight, the divergence from the teacher's softened probabilities."""
+    weight, temperature = setting.option("distill", 0.0), 2.0
+    if teacher is None or not weight:
+        return None
+
+    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
+            wanted = teacher(images).float()
+        divergence = F.kl_div(
+            F.log_softmax(logits / temperature, 1),
+            F.log_softmax(wanted / temperature, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * divergence
+
+    return loss
+
+
+class LeadSchedule(BlockSchedule):
+    """`BlockSchedule` with the options of the leads."""
+
+    def __init__(self, model: nn.Module, setting: Setting, training: Training) -> None:
+        steps = training.steps
+        super().__init__(model, setting, steps)
+        self._order = ChannelOrder(model, training.optimizer, [float(p[0]) ** -setting.power for p in self.positions])
+        data = load(setting.data, setting.draw)
+        self._images, self._labels = data.train_images[:BATCH], data.train_labels[:BATCH]
+        self._fisher = [torch.zeros(layer.grid.shape) for layer in self.layers]
+        self._live = LivePaths(model) if setting.option("clean", False) else None
+        self.gains: list[float] = []
+        self._kept = [float(cost.sum()) for cost in self.costs]
+        if setting.option("measured", False) or setting.option("growth", 0.0):
+            self.interval = max(1, round((setting.end - setting.begin) * steps / 40))
+
+    def __call__(self, step: int) -> None:
+        if step < self.setting.begin * self.steps:
+            self._shrink(step)
+        if "fisher" in self.setting.option("score", "l2"):
+            self._observe()
+        self._reorder(step)
+        if self.setting.option("cycles", 0):
+            self._alternate(step)
+        else:
+            super().__call__(step)
+
+    @torch.no_grad()
+    def _alternate(self, step: int) -> None:
+        """Masks off in the first half of each cycle, on in the second, and on for good from `end`."""
+        assert self.setting.sparsity is not None
+        first, last = round(self.setting.begin * self.steps), round(self.setting.end * self.steps)
+        half = (last - first) / self.setting.option("cycles", 0) / 2
+        boundaries = {
+            first + round(half * number): number for number in range(2 * self.setting.option("cycles", 0) + 1)
+        }
+        if step not in boundaries:
+            return
+        number = boundaries[step]
+        if number % 2 and step < last:
+            u = (step - first) / (last - first)
+            ramp = 1 - (1 - u) ** 3 if self.setting.option("ramp", False) else 1.0
+            self.mask_lowest(self.setting.sparsity * ramp)
+        elif step >= last:
+            self.mask_lowest(self.setting.sparsity)
+        else:
+            for layer in self.layers:
+                if self.setting.option("restart", True):
+                    layer.weight.mul_(layer.grid.expand_mask(layer.mask))
+                layer.set_mask(torch.ones_like(layer.mask))
+
+    def _reorder(self, step: int) -> None:
+        """At the begin of pruning, and at equal distances until its end."""
+        events = self.setting.option("order", 0)
+        first, last = round(self.setting.begin * self.steps), round(self.setting.end * self.steps)
+        if not events or not first <= step < last or (step - first) % max(1, round((last - first) / events)):
+            return
+        assert self.setting.sparsity is not None
+        due = self.setting.sparsity * (1 - (1 - (step - first) / (last - first)) ** 3)
+        aim = self.setting.sparsity if self.setting.option("order_aim", "end") == "end" else due
+
+        def keep(scores: list[Tensor]) -> list[Tensor]:
+            off = lowest(
+                torch.cat(scores), torch.cat(self.costs), [len(s) for s in scores],
+                aim * float(torch.cat(self.costs).sum()), self.survives,
+            )  # fmt: skip
+            return list((~off).split_with_sizes([len(s) for s in scores]))
+
+        gain = self._order.improve_(keep)
+        self.gains.append(gain)
+        self.mask_lowest(due)
+
+    @torch.no_grad()
+    def _shrink(self, step: int) -> None:
+        """The part of the way that is due at this step, in proportion to the learning rate."""
+        if shrink := self.setting.option("shrink", 0.0):
+            before = range(1, round(self.setting.begin * self.steps))
+            total = sum(learning_rate(t / self.steps) for t in before)
+            for layer in self.layers:
+                layer.scale.sub_(shrink * learning_rate(step / self.steps) / total).clamp_(min=0)
+
+    @torch.no_grad()
+    def _observe(self) -> None:
+        for layer, seen in zip(self.layers, self._fisher, strict=True):
+            grad = layer.scale.grad
+            if grad is not None:
+                seen.mul_(0.98).add_((grad * layer.scale).square().cpu(), alpha=0.02)
+
+    def scores(self) -> list[Tensor]:
+        kind = self.setting.option("score", "l2")
+        if kind == "fisher":
+            return [
+                f.flatten() / layer.grid.numel().flatten() for f, layer in zip(self._fisher, self.layers, strict=True)
+            ]
+        if kind == "fisher_l2":
+            plain = super().scores()
+            return [
+                (f.flatten() / layer.grid.numel().flatten() * w).sqrt()
+                for f, layer, w in zip(self._fisher, self.layers, plain, strict=True)
+            ]
+        if kind == "within":
+            return [
+                s / layer.scale[layer.mask].square().mean().clamp_min(1e-12).cpu()
+                for s, layer in zip(super().scores(), self.layers, strict=True)
+            ]
+        if kind == "share":
+            return [s / s.mean() for s in super().scores()]
+        if kind == "explained":
+            return self._explained()
+        return super().scores()
+
+    def _explained(self) -> list[Tensor]:
+        """Energy of each block's part of the output behind the batch norm, over the weights of the block."""
+        energy: dict[int, Tensor] = {}
+
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            energy[id(layer)] = inputs[0].square().mean((0, 2, 3))
+
+        users = [layer.users[0] for layer in self.layers]
+        hooks = [user.register_forward_pre_hook(note) for user in users]
+        self._loss()
+        for hook in hooks:
+            hook.remove()
+        found = []
+        for layer, user in zip(self.layers, users, strict=True):
+            norm = self._norm_behind(user)
+            gain = norm.weight.square() / (norm.running_var + norm.eps)
+            part = layer.weight.square() * energy[id(user)][None, :, None, None] * gain[:, None, None, None]
+            score = layer.scale.square() * layer.grid.block_sum(part) / layer.grid.numel()
+            found.append(score.flatten())
+        return found
+
+    def _norm_behind(self, layer: nn.Module) -> nn.BatchNorm2d:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        node = next(n for n in self.model.graph.nodes if n.target == names[id(layer)])  # type: ignore[union-attr]
+        norm = self.model.get_submodule(str(next(iter(node.users)).target))
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        """On the fixed batch, with its own statistics in the batch norms, which stay as they are."""
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        loss = float(F.cross_entropy(self.model(self._images), self._labels))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return loss
+
+    def lowest(self, sparsity: float) -> list[Tensor]:
+        if self.setting.option("measured", False):
+            return self._measured(sparsity)
+        off = super().lowest(sparsity)
+        if self.setting.option("growth", 0.0) and not self.frozen:
+            return self._grown(off, sparsity)
+        return off if self._live is None else self._cleaned(off, sparsity)
+
+    def _cleaned(self, off: list[Tensor], sparsity: float) -> list[Tensor]:
+        """Blocks on no live path go first, which lets others stay; until none is left."""
+        assert self._live is not None
+        scores = self.scores()
+        for _ in range(8):
+            useless = [~o & ~u for o, u in zip(off, self._live.useful([~o for o in off]), strict=True)]
+            if not any(bool(u.any()) for u in useless):
+                break
+            scores = [s.masked_fill(u, -1.0) for s, u in zip(scores, useless, strict=True)]
+            off = self.ranked_lowest(scores, sparsity)
+        return off
+
+    def _measured(self, sparsity: float) -> list[Tensor]:
+        """Rounds in which the layer whose loss rises least for the MACs gives what is too many."""
+        scores = self.scores()
+        excess = sum(self._kept) - (1 - sparsity) * sum(float(cost.sum()) for cost in self.costs)
+        if excess > 0:
+            best: tuple[float, int, float] | None = None
+            now = self._loss()
+            for number, layer in enumerate(self.layers):
+                mask = layer.mask.clone()
+                off = self._lowest_of(number, scores[number], self._kept[number] - excess)
+                kept = float(self.costs[number][~off].sum())
+                gone = self._kept[number] - kept
+                if gone > 0 and self._may_go(number, off):
+                    layer.set_mask(~off.view(mask.shape))
+                    rise = (self._loss() - now) / gone
+                    best = min(best or (rise, number, kept), (rise, number, kept))
+                    layer.set_mask(mask)
+            if best is not None:
+                self._kept[best[1]] = best[2]
+        return [self._lowest_of(n, scores[n], kept) for n, kept in enumerate(self._kept)]
+
+    def _may_go(self, number: int, off: Tensor) -> bool:
+        dead = {n for n, layer in enumerate(self.layers) if not layer.mask.any()}
+        return not bool(off.all()) or self.survives(dead | {number})
+
+    def _lowest_of(self, number: int, score: Tensor, keep: float) -> Tensor:
+        cost = self.costs[number]
+        return lowest(score, cost, [len(score)], float(cost.sum()) - max(0.0, keep))
+
+    def _grown(self, off: list[Tensor], sparsity: float) -> list[Tensor]:
+        """A share of the blocks that would stay gives way to those whose weights have the largest gradients."""
+        share = self.setting.option("growth", 0.0) * (1 - sparsity)
+        fewer = super().lowest(min(1.0, sparsity + share))
+        gradients = self._gradients(fewer)
+        scores = [g.masked_fill(~o, float("inf")) for g, o in zip(gradients, fewer, strict=True)]
+        return self.ranked_lowest(scores, sparsity)
+
+    def _gradients(self, off: list[Tensor]) -> list[Tensor]:
+        """Mean square of the loss's gradient over each block's weights, blocks of `off` at zero weights."""
+        with torch.enable_grad():
+            weights = [layer.weight.detach().clone() for layer in self.layers]
+            masks = [layer.mask.clone() for layer in self.layers]
+            with torch.no_grad():
+                for layer, o in zip(self.layers, off, strict=True):
+                    layer.weight.mul_(layer.grid.expand_mask(~o.view(layer.grid.shape)))
+                    layer.set_mask(torch.ones_like(layer.mask))
+            loss = F.cross_entropy(self.model(self._images), self._labels)
+            grads = torch.autograd.grad(loss, [layer.weight for layer in self.layers])
+        for layer, weight, mask in zip(self.layers, weights, masks, strict=True):
+            layer.weight.copy_(weight)
+            layer.set_mask(mask)
+        return [
+            (layer.grid.block_sum(g.square()) / layer.grid.numel()).flatten()
+            for layer, g in zip(self.layers, grads, strict=True)
+        ]

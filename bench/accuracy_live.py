@@ -1,0 +1,65 @@
+"""Which blocks of a prepared model lie on a live path: their inputs vary, and their outputs are read."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdbsr.channels import Flow
+from fxdbsr.graph import TwoGraphModule
+from fxdbsr.layers import blocked_layers
+
+
+class LivePaths:
+    """Answers for sets of kept blocks of `model`, which stays as it is.
+
+    A copy of its graph of evaluation holds ones for kept weights and no biases, so that the only constants are zeros.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        probe = copy.deepcopy(model).eval()
+        graph = probe.graph_module(False) if isinstance(probe, TwoGraphModule) else probe
+        assert isinstance(graph, fx.GraphModule)
+        self._graph, self._layers = graph, blocked_layers(graph)
+        for module in graph.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor in (module.bias, module.running_mean):
+                    if tensor is not None:
+                        tensor.detach().zero_()
+            elif isinstance(getattr(module, "bias", None), Tensor):
+                module.bias.detach().zero_()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def useful(self, kept: list[Tensor]) -> list[Tensor]:
+        """For each layer the blocks of `kept` (bool, flat) that carry something, bool."""
+        for layer, keep in zip(self._layers, kept, strict=True):
+            layer.weight.copy_(layer.grid.expand_mask(keep.view(layer.grid.shape)))
+        flow = Flow(self._graph)
+        need = needed_channels(flow)
+        reads = {id(link.layer): (link.reads, need[flow.root[link.output]]) for link in flow.links}
+        found = []
+        for layer, keep in zip(self._layers, kept, strict=True):
+            read, needed = reads[id(layer.users[0])]
+            if read is None:
+                found.append(torch.ones_like(keep))
+                continue
+            weights = (read & needed[:, None]).to(layer.weight.dtype)
+            weights = weights[(..., *(None,) * (layer.weight.dim() - 2))].expand(layer.weight.shape)
+            found.append((layer.grid.block_sum(weights) > 0).flatten() & keep)
+        return found
+
+
+def needed_channels(flow: Flow) -> Tensor:
+    """`[variables]` bool: what an output depends on; unlike `Flow.needed` it may be no channel of a dead branch."""
+    need = torch.zeros(flow.size, dtype=torch.bool)
+    for labels, _ in flow.pinned:
+        need[flow.root[labels]] = True
+    kept = -1
+    while kept != (kept := int(need.sum())):
+        for link in reversed(flow.links):
+            if link.reads is not None and link.input is not None:
+                read = link.reads[need[flow.root[link.output]]].any(0)
+                need[flow.root[link.input.labels[read]]] = True
+    return need

@@ -1,0 +1,107 @@
+"""What bench/accuracy.py runs: lists of settings, in order of value.
+
+`TUNED` holds what the plan "tune" found best for each arm, on other images and other seeds than those reported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bench.accuracy_training import Setting
+from bench.accuracy_trials import trials
+
+SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEEDS = (100, 101)
+TUNING_DRAW = 1
+STRONG = {"lr": 0.8, "weight_decay": 2e-3}
+TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
+GAMMAS = (1e-3, 4e-3, 1.6e-2)
+DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, "lr": 0.4, "weight_decay": 2e-3}
+SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
+
+
+def tuning(arm: str, sparsity: float | None, seed: int, **changes: Any) -> Setting:
+    """A run on the images and seeds for tuning."""
+    return Setting(arm, seed, sparsity, draw=TUNING_DRAW, **changes)
+
+
+def tune() -> Iterator[Setting]:
+    """Learning rate and weight decay of every arm."""
+    arms = (("scaled", 0.9), ("gradual", 0.9), ("once", 0.9), ("channels", 0.9), ("slim", 0.9), ("dense", None))
+    rates = ((0.4, 1e-3), (0.2, 1e-3), (0.8, 1e-3), (0.4, 5e-4), (0.4, 2e-3), (0.8, 2e-3), (0.8, 4e-3), (1.6, 2e-3))
+    for lr, decay in rates:
+        for arm, sparsity in arms:
+            yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay)
+
+
+def tune_schedule() -> Iterator[Setting]:
+    """When blocks go, and what a MAC counts, with the learning rate and weight decay found best."""
+    for power in (0.25, 0.75):
+        for arm in ("scaled", "gradual", "once"):
+            yield tuning(arm, 0.9, TUNING_SEEDS[0], power=power)
+    for begin, end in ((0.1, 0.5), (0.1, 0.8), (0.3, 0.67)):
+        for arm in ("scaled", "gradual", "channels"):
+            yield tuning(arm, 0.9, TUNING_SEEDS[0], begin=begin, end=end)
+    for end in (0.33, 0.5, 0.8):
+        yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
+
+
+def tune_clamp() -> Iterator[Setting]:
+    """Which gammas lead the authors' form where."""
+    for gamma in (1e-3, 4e-3, 1.6e-2):
+        yield tuning("clamp", None, TUNING_SEEDS[0], gamma=gamma, **TUNED["clamp"])
+    for gamma in (1e-3, 4e-3):
+        yield tuning("clamp", None, TUNING_SEEDS[0], gamma=gamma)
+
+
+def comparison() -> Iterator[Setting]:
+    """All arms, seed by seed, so that any beginning of the list compares all arms over the same seeds."""
+    for seed in SEEDS:
+        yield Setting("dense", seed, **TUNED["dense"])
+        yield from arms(seed, (0.5, 0.7, 0.9))
+
+
+def clamp() -> Iterator[Setting]:
+    """The authors' form, which takes gamma where others take a sparsity."""
+    for seed in SEEDS:
+        for gamma in GAMMAS:
+            yield Setting("clamp", seed, gamma=gamma, **TUNED["clamp"])
+
+
+def low() -> Iterator[Setting]:
+    """The lowest sparsity, where all arms are near the dense net."""
+    for seed in SEEDS:
+        yield from arms(seed, (0.3,))
+
+
+def tune_digits() -> Iterator[Setting]:
+    """Learning rate and weight decay on the digits, seeds that are not reported."""
+    for changes in ({"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}, STRONG):
+        for seed in TUNING_SEEDS:
+            for arm in ("scaled", "gradual", "once", "channels", "slim"):
+                yield Setting(arm, seed, 0.9, **DIGITS | changes)
+
+
+def digits() -> Iterator[Setting]:
+    """All arms on the digits."""
+    for seed in SEEDS:
+        yield Setting("dense", seed, **DIGITS)
+        yield from arms(seed, (0.5, 0.7, 0.9, 0.3), **DIGITS)
+
+
+def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[Setting]:
+    """Every arm that takes a sparsity, with what was found best for it, or `changes`."""
+    for sparsity in sparsities:
+        for arm in SPARSE:
+            yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
+
+
+def screen() -> Iterator[Setting]:
+    """The trials, on images and seeds that are not reported."""
+    return trials((100, 101, 102))
+
+
+ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
+PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

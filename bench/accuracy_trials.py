@@ -1,0 +1,145 @@
+"""What might beat gradual block pruning, each with what we expected of it, written down before it ran.
+
+A trial is fxdbsr's default with `changes` and `options`, against gradual global block-magnitude pruning; what is in
+`shared` and `shared_options` holds for both. Trials run on other images and seeds than those reported; what wins
+there runs again on the reported ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.accuracy_training import Setting
+
+OPTIMIZER = {"lr": 0.8, "weight_decay": 2e-3}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One idea.
+
+    Attributes:
+        idea: what is changed.
+        expected: points over gradual pruning at a sparsity of 0.9, and why.
+        options: of the arm `lead`, ours alone.
+        changes: fields of `Setting`, ours alone.
+        shared: fields of `Setting` on both sides.
+        shared_options: options on both sides.
+    """
+
+    idea: str
+    expected: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    shared_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def ours(self, seed: int, sparsity: float, draw: int) -> Setting:
+        """The run with the idea."""
+        return _setting("scaled", seed, sparsity, draw, self.shared, self.changes, self.shared_options | self.options)
+
+    def theirs(self, seed: int, sparsity: float, draw: int) -> Setting:
+        """Gradual pruning in the same circumstances."""
+        options = self.shared_options | {"scales": False} if self.shared_options else {}
+        return _setting("gradual", seed, sparsity, draw, self.shared, {}, options)
+
+
+def _setting(
+    arm: str,
+    seed: int,
+    sparsity: float,
+    draw: int,
+    shared: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Setting:
+    fields = {**OPTIMIZER, **shared, **changes}
+    arm = "lead" if options else arm
+    return Setting(arm, seed, sparsity, draw=draw, options=tuple(sorted(options.items())), **fields)
+
+
+TRIALS = (
+    Trial("nothing: the default itself", "0: a tie in earlier trials of smaller nets"),
+    Trial(
+        "scales learn three times as fast",
+        "+0.5: weak blocks fade before they are cut, as single weights do in Powerpropagation",
+        options={"scale_lr": 3.0},
+    ),
+    Trial(
+        "useless blocks go first (inputs constant, or outputs unread)",
+        "+0.5: up to a twentieth of what is kept carries nothing",
+        options={"clean": True},
+    ),
+    Trial(
+        "a tenth of the kept blocks chosen by gradient (RigL)",
+        "+0.3: blocks cut too early come back",
+        options={"growth": 0.1},
+    ),
+    Trial(
+        "the penalty moves scales 0.3 towards 0 before the first ranking",
+        "0: norms undo what is common to a row",
+        options={"shrink": 0.3},
+    ),
+    Trial(
+        "a MAC counts more (power 0.75 of the MACs of a weight, default 0.5)",
+        "0: the optimum is flat",
+        changes={"power": 0.75},
+    ),
+    Trial(
+        "channels reordered ten times, no scales",
+        "+0.5: weights that matter gather in the same blocks",
+        options={"order": 10, "scales": False},
+    ),
+    Trial("blocks of 8x8", "0", shared={"block": (8, 8)}),
+    Trial(
+        "blocks of 8x8, channels reordered ten times, no scales",
+        "+1: the larger the block, the more the order matters",
+        options={"order": 10, "scales": False},
+        shared={"block": (8, 8)},
+    ),
+    Trial("blocks of 16x16", "-2: in a first look scales decided too early", shared={"block": (16, 16)}),
+    Trial("tall blocks of 16x4", "0", shared={"block": (16, 4)}),
+    Trial(
+        "no shortcuts (VGG, two convs a stage)",
+        "+1: the poster's gap is largest on VGG11",
+        shared={"net": "vgg", "depth": 2},
+    ),
+    Trial("24 epochs, twice as many", "+0.5: scales have more time", shared={"epochs": 24}),
+    Trial(
+        "12 epochs from a net trained for 12 epochs",
+        "0: ranking starts from settled weights on both sides",
+        shared={"epochs": 24},
+        shared_options={"dense": 0.5},
+    ),
+    Trial(
+        "the same, distilled from that net",
+        "+1: the teacher helps a small net",
+        options={"distill": 0.7},
+        shared={"epochs": 24},
+        shared_options={"dense": 0.5},
+    ),
+    Trial(
+        "the same, distilled from that net, gradual pruning too",
+        "0: it helps both sides alike",
+        shared={"epochs": 24},
+        shared_options={"dense": 0.5, "distill": 0.7},
+    ),
+    Trial(
+        "over-sized net: twice as wide at 0.9",
+        "+0.5: more blocks to choose from",
+        shared={"width": 64},
+    ),
+)  # fmt: skip
+
+
+def trials(seeds: tuple[int, ...], sparsity: float = 0.9, draw: int = 1) -> Iterator[Setting]:
+    """Both sides of every trial, each setting once, all trials of a seed before the next seed."""
+    seen = set()
+    for seed in seeds:
+        for trial in TRIALS:
+            for setting in (trial.theirs(seed, sparsity, draw), trial.ours(seed, sparsity, draw)):
+                if setting not in seen:
+                    seen.add(setting)
+                    yield setting

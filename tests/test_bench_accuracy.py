@@ -1,0 +1,174 @@
+"""bench/accuracy.py: every arm trains for an epoch and meets its sparsity, runs resume, the table and the figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxdbsr
+from bench import accuracy_training
+from bench.accuracy import describe, key, read, run, run_all
+from bench.accuracy_arms import ARMS
+from bench.accuracy_figure import draw
+from bench.accuracy_live import LivePaths
+from bench.accuracy_plans import PLANS
+from bench.accuracy_schedule import BlockSchedule
+from bench.accuracy_table import difference, groups, rows
+from bench.accuracy_training import Setting, Training, make_net, make_prepared
+from fxdbsr.generated import load_generated
+from fxdbsr.images import ImageSet
+from fxdbsr.layers import blocked_layers
+
+TINY = Setting("scaled", 0, 0.6, width=8, epochs=2, batch=32)
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def load(data: str, draw: int = 0) -> ImageSet:
+        return load_generated(256, 200, size=16, difficulty=0.2, shapes=6, textures=4, seed=draw)
+
+    for module in ("training", "schedule", "channels", "leads"):
+        monkeypatch.setattr(f"bench.accuracy_{module}.load", load)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def setting_of(arm: str) -> Setting:
+    if arm in ("clamp", "proximal"):
+        return replace(TINY, arm=arm, sparsity=None, gamma=0.05)
+    return replace(TINY, arm=arm, sparsity=None if arm == "dense" else 0.6)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_and_meets_its_sparsity(arm: str) -> None:
+    pytest.importorskip("torch_pruning", reason="Torch-Pruning is a peer of the bench alone")
+    record = run(setting_of(arm))
+    assert 0 <= record["accuracy"] <= 100
+    if record["sparsity"] is not None:
+        assert record["sparsity_macs"] == pytest.approx(0.6, abs=0.06)
+    assert record["sparsity_macs_needed"] >= record["sparsity_macs"] - 1e-9
+
+
+LEADS: dict[str, dict[str, Any]] = {
+    "explained": {"score": "explained"},
+    "fisher": {"score": "fisher"},
+    "clean": {"clean": True},
+    "measured": {"measured": True},
+    "growth": {"growth": 0.2},
+    "shrink": {"shrink": 0.3},
+    "distilled": {"dense": 0.5, "distill": 0.5},
+    "unscaled": {"scales": False, "clean": True},
+}
+
+
+@pytest.mark.parametrize("options", LEADS.values(), ids=LEADS)
+def test_every_lead_trains_and_meets_its_sparsity(options: dict[str, Any]) -> None:
+    record = run(replace(TINY, arm="lead", options=tuple(sorted(options.items()))))
+    assert record["sparsity_macs"] == pytest.approx(0.6, abs=0.06)
+
+
+def test_the_arm_scaled_is_the_sparsifier_mask_for_mask() -> None:
+    mine, theirs = make_prepared(TINY), make_prepared(TINY)
+    training = Training(mine, TINY)
+    training.run(after_step=BlockSchedule(mine, TINY, training.steps))
+    reference = Training(theirs, TINY)
+    example = accuracy_training.load("generated").test_images[:1]
+    fxdbsr.Sparsifier(theirs, reference.optimizer, target=0.6, of="macs", steps=reference.steps, example_inputs=example)
+    reference.run()
+    for a, b in zip(blocked_layers(mine), blocked_layers(theirs), strict=True):
+        assert torch.equal(a.mask, b.mask)
+        assert torch.equal(a.weight, b.weight)
+
+
+def test_a_setting_gives_the_same_record_twice() -> None:
+    first, second = run(TINY), run(TINY)
+    assert first | {"cpu_seconds": 0} == second | {"cpu_seconds": 0}
+
+
+def test_blocks_behind_a_dead_row_and_before_a_dead_column_are_useless() -> None:
+    model = make_prepared(TINY)
+    layers = {layer.name: layer for layer in blocked_layers(model)}
+    kept = {name: torch.ones(layer.grid.shape, dtype=torch.bool) for name, layer in layers.items()}
+    kept["body.1.conv1"][0] = False
+    kept["body.2.conv2"][:, 1] = False
+    useful = dict(zip(layers, LivePaths(model).useful([keep.flatten() for keep in kept.values()]), strict=True))
+    expected = {name: keep.clone() for name, keep in kept.items()}
+    expected["body.1.conv2"][:, 0] = False
+    expected["body.2.conv1"][1] = False
+    for name, keep in expected.items():
+        assert torch.equal(useful[name], keep.flatten()), name
+
+
+def test_clean_leaves_no_block_that_carries_nothing() -> None:
+    record = run(replace(TINY, arm="lead", sparsity=0.85, options=(("clean", True),)))
+    assert record["sparsity_macs_needed"] == pytest.approx(record["sparsity_macs"], abs=1e-4)
+
+
+def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) -> None:
+    out = tmp_path / "runs.jsonl"
+    settings = [replace(TINY, seed=seed, epochs=1) for seed in (0, 1)]
+    run_all(settings[:1], out)
+    with out.open("a") as file:
+        file.write(json.dumps(asdict(settings[1]))[:40])
+    run_all(settings, out)
+    records = read(out)
+    assert [record["seed"] for record in records] == [0, 1]
+    assert key(records[1]) == key(json.loads(json.dumps(asdict(settings[1]))))
+    before = out.read_bytes()
+    run_all(settings, out)
+    assert out.read_bytes() == before
+    assert "scaled" in describe(records[0])
+
+
+def record_of(arm: str, seed: int, accuracy: float, sparsity: float | None = 0.7, **others: Any) -> dict[str, Any]:
+    made = json.loads(json.dumps(asdict(Setting(arm, seed, sparsity, **others))))
+    reached = {f"sparsity_{of}": sparsity or 0.0 for of in ("macs", "macs_needed", "params")}
+    return made | reached | {"accuracy": accuracy}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    records = [record_of("gradual", 0, 80.0), record_of("gradual", 1, 90.0), record_of("gradual", 2, 10.0)]
+    records += [record_of("scaled", 1, 92.0), record_of("scaled", 0, 81.0)]
+    gradual, scaled = groups(records)
+    found = difference(scaled, gradual)
+    assert (found.mean, found.count) == (1.5, 2)
+    assert found.error == pytest.approx(0.5)
+    assert rows(records, "gradual")[1][-1] == "+1.50 (0.50)"
+
+
+def test_the_figure_is_drawn_with_the_posters_curves(tmp_path: Path) -> None:
+    records = [record_of("dense", seed, 90.0 + seed, None) for seed in (0, 1)]
+    records += [
+        record_of(arm, seed, 80.0 + seed, s) for arm in ("scaled", "slim") for seed in (0, 1) for s in (0.5, 0.9)
+    ]
+    draw(records, tmp_path / "figure.png", "test")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_name_arms_that_exist_and_no_setting_twice(plan: str) -> None:
+    settings = list(PLANS[plan]())
+    assert len(set(settings)) == len(settings)
+    assert {setting.arm for setting in settings} <= set(ARMS)
+
+
+def test_a_narrow_net_has_narrower_stages_alone() -> None:
+    net = make_net(TINY, 0.5)
+    assert (net.conv1.out_channels, net.fc.in_features, net.fc.out_features) == (4, 16, 24)  # type: ignore[union-attr]
+
+
+def test_a_block_before_a_conv_without_blocks_is_useless() -> None:
+    model = make_prepared(TINY)
+    layers = {layer.name: layer for layer in blocked_layers(model)}
+    kept = {name: torch.ones(layer.grid.numel().shape, dtype=torch.bool) for name, layer in layers.items()}
+    kept["body.0.conv2"][:] = False
+    useful = dict(zip(layers, LivePaths(model).useful([keep.flatten() for keep in kept.values()]), strict=True))
+    assert not useful["body.0.conv1"].any()
