@@ -1,18 +1,22 @@
-"""End to end on a CPU: converted models against inductor-frozen dense, eager and the same without zeros.
+"""Converted models on a CPU, end to end: against inductor-frozen dense, eager dense and ONNX Runtime.
 
     python -m bench.cpu --models resnet50 --batch 1,8 --sparsity 0,0.5,0.7,0.9 --block 32x32 --json FILE
 
-The stem and the classifier keep dense weights; a random share of the blocks of every other conv is switched off.
 The base is `torch.compile` with freezing (inductor: batch norms folded, weights prepacked for oneDNN, pointwise
-operators fused), channels last. Ratios are medians of interleaved pairs; above 1 the converted model is faster.
+operators fused), channels last. Every other arm is timed against it in interleaved pairs (base, arm, arm, base); the
+ratio is the median over pairs, with quartiles, above 1 where the arm is faster. All arms of a batch size live in one
+process. The same fraction of the blocks of every conv is off, spread evenly over rows and columns; the stem and the
+classifier keep dense weights. Beside the ratio stand the MACs that the arm runs, as a fraction of the dense ones, and
+its rate as a fraction of the machine's peak, which is measured before and after each pair of arms.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
+import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,35 +27,61 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxdbsr
-from bench.paired import as_row, paired, write_lines
-from fxdbsr.layers import blocked_layers
+from bench.peak import peak_gflops
+from fxdbsr.commands.bench import converted, frozen
+from fxdbsr.commands.source import parse_block
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.paired import as_row, paired, provenance, write_lines
 
-STEMS = {"resnet50": "conv1", "resnext50_32x4d": "conv1", "vgg11_bn": "features.0", "mobilenet_v2": "features.0.0"}
+ARMS = ("eager", "onnxruntime")
+COLUMNS = (
+    "model",
+    "batch",
+    "dtype",
+    "block",
+    "arm",
+    "macs",
+    "peak",
+    "median",
+    "low",
+    "high",
+    "base_ms",
+    "arm_ms",
+    "pairs",
+)
 
 
-def frozen(model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """A call of the inductor-frozen dense model on `x`."""
-    torch._dynamo.reset()
-    torch._inductor.config.freezing = True
-    compiled = torch.compile(copy.deepcopy(model))
-    with torch.no_grad():
-        compiled(x)
-    return partial(compiled, x)
+def onnxruntime_call(model: nn.Module, x: Tensor) -> Callable[[], Any] | None:
+    """A call of the dense model by ONNX Runtime on as many threads as torch has; None where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    file = io.BytesIO()
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    file.write(program.model_proto.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    name, array = session.get_inputs()[0].name, x.contiguous().numpy()
+    return lambda: session.run(None, {name: array})
 
 
-def pruned(model: nn.Module, block: tuple[int, int], sparsity: float, stem: str | None) -> nn.Module:
-    """`model` prepared, its stem left dense, with `sparsity` of each layer's blocks off at random."""
-    config = fxdbsr.BlockConfig(block, by_name={stem: None} if stem else {})
-    prepared = fxdbsr.prepare(model, config=config)
-    generator = torch.Generator().manual_seed(0)
-    for layer in blocked_layers(prepared):
-        count = layer.mask.numel()
-        keep = max(1, round(count * (1 - sparsity)))
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[torch.randperm(count, generator=generator)[:keep]] = True
-        layer.set_mask(mask.view_as(layer.mask))
-    return prepared.eval()
+def arms_of(
+    dense: nn.Module, x: Tensor, blocks: list[str], sparsities: list[float]
+) -> Iterator[tuple[dict[str, Any], Callable[[], Any], nn.Module]]:
+    """(what it is, a call, the model) of each arm."""
+    yield {"arm": "eager", "block": "-"}, partial(dense, x), dense
+    if x.dtype == torch.float32:
+        session = onnxruntime_call(dense, x)
+        if session is not None:
+            yield {"arm": "onnxruntime", "block": "-"}, session, dense
+    for block in blocks:
+        for sparsity in sparsities:
+            fast = converted(dense, x, parse_block(block), sparsity, "auto", False)
+            yield {"arm": f"{sparsity:.0%}", "block": block}, partial(fast, x), fast
 
 
 def engines(model: nn.Module) -> dict[str, int]:
@@ -59,44 +89,52 @@ def engines(model: nn.Module) -> dict[str, int]:
     return dict(Counter(module.engine for module in model.modules() if isinstance(module, PackedConv)))
 
 
+def measured(
+    name: str, batch: int, size: int, dtype: torch.dtype, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A row for each arm of the model `name` at that batch."""
+    torch.manual_seed(0)
+    dense = torchvision.models.get_model(name, weights=None).eval().to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    base = frozen(dense, x)
+    for key, call, model in arms_of(
+        dense, x, options.block.split(","), [float(s) for s in options.sparsity.split(",")]
+    ):
+        total = fxdbsr.report(model, x).total
+        with torch.inference_mode():
+            peaks = [peak_gflops()]
+            ratio = paired(base, call, options.pairs, warm_up=3)
+            peaks.append(peak_gflops())
+        rate = 2e-6 * total.macs_run / ratio.arm_ms / max(peaks)
+        row = {"model": name, "batch": batch, "dtype": str(dtype).removeprefix("torch.")} | key
+        row |= {"macs": round(total.macs_run / total.macs_dense, 4), "peak": round(rate, 4)}
+        row |= as_row(ratio) | {"engines": engines(model), "peak_gflops": [round(peak, 1) for peak in peaks]}
+        yield row
+        del call, model
+        gc.collect()
+
+
 def main() -> None:
     """Run what the command line asks for, print the table, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default="resnet50")
     parser.add_argument("--batch", default="1")
-    parser.add_argument("--sparsity", default="0.5,0.7,0.9")
+    parser.add_argument("--sparsity", default="0,0.5,0.7,0.9")
     parser.add_argument("--block", default="32x32")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    out, _, in_ = arguments.block.partition("x")
-    dtype = getattr(torch, arguments.dtype)
+    parser.add_argument("--json", type=Path, help="file that is written after each arm")
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for name in arguments.models.split(","):
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None).eval()
-        converted = {}
-        for sparsity in map(float, arguments.sparsity.split(",")):
-            prepared = pruned(model, (int(out), int(in_ or out)), sparsity, STEMS.get(name))
-            converted[sparsity] = fxdbsr.convert(prepared.to(dtype)).to(memory_format=torch.channels_last)
-        dense = model.to(dtype).to(memory_format=torch.channels_last)
-        for batch in map(int, arguments.batch.split(",")):
-            size = (batch, 3, arguments.size, arguments.size)
-            x = torch.randn(size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            base = frozen(dense, x)
-            arms = {"eager": dense} | {f"{sparsity:.0%}": arm for sparsity, arm in converted.items()}
-            for arm, module in arms.items():
-                with torch.inference_mode():
-                    ratio = paired(base, partial(module, x), arguments.pairs)
-                row = {"model": name, "batch": batch, "block": arguments.block, "dtype": arguments.dtype, "arm": arm}
-                rows.append(row | {"engines": engines(module)} | as_row(ratio))
-                print(rows[-1], flush=True)
-    if arguments.json:
-        write_lines(arguments.json, rows)
-    columns = ["model", "batch", "block", "dtype", "arm", "median", "low", "high", "base_ms", "arm_ms", "pairs"]
-    print(tabulate([[row[c] for c in columns] for row in rows], headers=columns, floatfmt=".2f"))
+    for name in options.models.split(","):
+        for batch in map(int, options.batch.split(",")):
+            for row in measured(name, batch, options.size, getattr(torch, options.dtype), options):
+                rows.append(row)
+                print(row, flush=True)
+                if options.json:
+                    write_lines(options.json, rows)
+    print(f"{provenance()}\n{tabulate([[row[c] for c in COLUMNS] for row in rows], headers=COLUMNS, floatfmt='.3g')}")
 
 
 if __name__ == "__main__":

@@ -13,58 +13,67 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import triton
 from tabulate import tabulate
 
-from fxdbsr.kernels.triton_offline import GEOMETRIES, TARGETS, compile_gather, faults
-from fxdbsr.kernels.triton_plan import CONFIGS, PRECISIONS, adapt
-
-DTYPES = {"16": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",), "3xtf32": ("fp32",)}
+from fxdbsr.kernels.triton_configs import PRECISIONS
+from fxdbsr.kernels.triton_offline import DTYPES, GEOMETRIES, TARGETS, Shipped, half_depth, shipped
 
 
-def inspect(target: str, geometries: Sequence[str], precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One record a tile, dtype and geometry: what was asked for, and what the compiler made of it."""
-    for (precision, _), tiles in CONFIGS.items():
-        if precision not in precisions or (precision == "3xtf32" and target.startswith("hip")):
-            continue
-        for geometry in geometries:
-            taps = GEOMETRIES[geometry]["R"] * GEOMETRIES[geometry]["S"]
-            for tile in dict.fromkeys(adapt(tile, tile.depth, taps, target) for tile in tiles):
-                for dtype in DTYPES[precision]:
-                    facts = compile_gather(tile, precision, dtype, geometry, target)
-                    yield {
-                        "target": target,
-                        "geometry": geometry,
-                        "precision": precision,
-                        "dtype": dtype,
-                        "pixels": tile.pixels,
-                        "outputs": tile.outputs,
-                        "depth": tile.depth,
-                        "warps": tile.warps,
-                        "stages": tile.stages,
-                        "weights_first": tile.weights_first,
-                        "registers": facts.registers,
-                        "spills": facts.spills,
-                        "shared_bytes": facts.shared,
-                        "matrix_instructions": facts.matrix,
-                        "instructions": facts.instructions,
-                        "loop": dict(facts.mix().most_common()),
-                        "faults": faults(facts, precision),
-                    }
+def entries(target: str, geometries: Sequence[str], precisions: Sequence[str], half: bool) -> Iterator[Shipped]:
+    """The tiles asked for; with `half` those for tables of half the depth as well."""
+    for entry in shipped(target, tuple(geometries)):
+        if entry.precision in precisions:
+            yield entry
+            shallow = half_depth(entry) if half and entry.kernel == "gather" and entry.lanes > 16 else None
+            if shallow is not None:
+                yield shallow
+
+
+def inspect(entry: Shipped, dtype: str) -> dict[str, Any]:
+    """What was asked for, and what the compiler made of it."""
+    facts, tile = entry.compile(dtype), entry.tile
+    return {
+        "triton": triton.__version__,
+        "target": entry.target,
+        "kernel": entry.kernel,
+        "geometry": entry.geometry,
+        "precision": entry.precision,
+        "dtype": dtype,
+        "pixels": tile.pixels,
+        "outputs": tile.outputs,
+        "depth": tile.depth,
+        "warps": tile.warps,
+        "stages": tile.stages,
+        "weights_first": tile.weights_first,
+        "copy_bytes": tile.copy,
+        "registers": facts.registers,
+        "spills": facts.spills,
+        "shared_bytes": facts.shared,
+        "matrix": facts.matrix,
+        "instructions": facts.instructions,
+        "loop": dict(facts.mix().most_common()),
+        "faults": entry.faults(facts),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=TARGETS, default="cuda:90")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: cuda:90")
     parser.add_argument("--geometry", choices=GEOMETRIES, action="append", help="default: 3x3 and 1x1")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="default: all")
+    parser.add_argument("--half", action="store_true", help="tables of half the depth as well")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     records = []
-    for record in inspect(options.target, options.geometry or ("3x3", "1x1"), options.precision or PRECISIONS):
-        records.append(record)
-        if options.json:
-            print(json.dumps(record), flush=True)
+    for target in options.target or ("cuda:90",):
+        asked = (options.geometry or ("3x3", "1x1"), options.precision or PRECISIONS, options.half)
+        for entry in entries(target, *asked):
+            for dtype in DTYPES[entry.precision]:
+                records.append(inspect(entry, dtype))
+                if options.json:
+                    print(json.dumps(records[-1]), flush=True)
     if not options.json:
         shown = [{**r, "loop": sum(r["loop"].values()), "faults": "; ".join(r["faults"])} for r in records]
         print(tabulate(shown, headers="keys"))

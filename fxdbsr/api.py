@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxdbsr.blocks import BlockGrid
-from fxdbsr.calls import FUNCTIONS, why_unscalable_call
+from fxdbsr.baking import bake_weights
 from fxdbsr.config import BlockConfig, as_block_size, as_form
-from fxdbsr.graph import (
-    TracedModule,
-    TwoGraphModule,
-    called_module,
-    graph_modules,
-    share_hooks,
-    trace,
-    trace_eval,
-    unchanged_on_error,
-    unwrap,
-)
+from fxdbsr.converted import ConvertedModule
+from fxdbsr.graph import TwoGraphModule, trace_eval, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
-from fxdbsr.nn.scaled import Blocked, plain_type, why_unscalable
-from fxdbsr.passes import CONVERT, PREPARE, TO_DENSE, run
+from fxdbsr.lowered import dense_module, lowered
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.scaled import Blocked
+from fxdbsr.passes import CONVERT, TO_DENSE
 from fxdbsr.passes.lowering import Lowering
-from fxdbsr.passes.scale_functions import grid_of_call
-from fxdbsr.passes.scale_layers import grid_of_layer
 from fxdbsr.passes.selection import CONV_TYPES, Selection
+from fxdbsr.prepared import check_block_size, prepared
+from fxdbsr.undo import unchanged_on_error
 
 
 def prepare(
@@ -50,24 +41,27 @@ def prepare(
     of blocks of its weight (`fxdbsr.blocks`); every other parameter and buffer keeps its name and value.
 
     Args:
-        model: any module that `torch.fx` can trace; wrappers of torch.compile and DistributedDataParallel are
-            taken off.
+        model: any module; wrappers of torch.compile and DistributedDataParallel are taken off.
         block_size: (out, in) channels of a block, or one int for both; None stands for the whole axis:
             (1, None) is filter sparsity, (None, 1) channel sparsity.
         config: block sizes by layer; takes the place of `block_size` and `form`.
         filter_fn: `filter_fn(module, name) -> bool` picks layers.
         types: classes of layers to block; the conv classes by default, `nn.Linear` on request.
-        form: "product", or "clamp" for scales clamped to [0, 1] with a straight-through gradient.
+        form: "product"; "clamp" for scales clamped to [0, 1] with a straight-through gradient, as the method's
+            authors have it; "mask" for scales that stay one: then only masks remove blocks.
         inplace: change `model` instead of a copy of it.
         concrete_args: as in `torch.fx.symbolic_trace`.
 
     Returns:
         A `torch.fx.GraphModule`, or a module that holds two where training and evaluation run different
-        graphs. It is in the mode that `model` is in.
+        graphs. Where torch.fx cannot trace the whole, the model itself, with graphs in the places of the largest
+        submodules that it can trace; `untraced` says why for the rest, and the report prints it. The result is in
+        the mode that `model` is in.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, a model that cannot be traced, an unknown layer
-            name in `config`, integer or complex weights, no layer to block. `model` is then unchanged.
+        TypeError, ValueError: an argument of the wrong kind, an unknown layer name in `config`, integer or complex
+            weights, no layer to block; a model that cannot be traced with the `concrete_args` given. `model` is
+            then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -82,62 +76,7 @@ def prepare(
         raise TypeError(f"concrete_args: expected a dict of the forward's arguments, got {concrete_args!r}")
     selection = Selection(config, filter_fn, CONV_TYPES if types is None else types)
     with unchanged_on_error(model) if inplace else nullcontext():
-        return _prepared(model if inplace else _copied(model), selection, concrete_args)
-
-
-def _prepared(
-    model: nn.Module,
-    selection: Selection,
-    concrete_args: dict[str, Any] | None,
-    tracer: Callable[..., TracedModule | TwoGraphModule] = trace,
-) -> TracedModule | TwoGraphModule:
-    traced = tracer(model, concrete_args)
-    _check_names(traced, selection.config)
-    parts = [graph_module for _, graph_module in graph_modules(traced)]
-    for part in parts:
-        _check_weights(part, selection)
-    for part in parts:
-        run(PREPARE, part, selection)
-    if not any(isinstance(module, Blocked) for module in traced.modules()):
-        raise ValueError(f"{type(model).__name__} has no layer to block: {_why_nothing(traced, selection)}")
-    return traced
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied: {error}; pass inplace=True") from error
-
-
-def _check_names(model: nn.Module, config: BlockConfig) -> None:
-    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-    for name in config.by_name:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"by_name: the model has no layer {name!r}{hint}")
-
-
-def _check_weights(model: fx.GraphModule, selection: Selection) -> None:
-    for node in model.graph.nodes:
-        layer = called_module(node)
-        if layer is not None:
-            grid_of_layer(layer, str(node.target), selection)
-        grid_of_call(node, selection)
-
-
-def _why_nothing(model: TracedModule | TwoGraphModule, selection: Selection) -> str:
-    reasons = [
-        f"{name}: {why_unscalable(module)}"
-        for name, module in model.named_modules()
-        if plain_type(type(module)) is not None and why_unscalable(module)
-    ]
-    for _, graph_module in graph_modules(model):
-        for node in graph_module.graph.nodes:
-            if node.op == "call_function" and node.target in FUNCTIONS and why_unscalable_call(node):
-                reasons.append(f"{node.name}: {why_unscalable_call(node)}")
-    return "; ".join(reasons[:5]) or "none of the types, names and filters given selects one"
+        return prepared(model if inplace else _copied(model), selection, concrete_args)
 
 
 def convert(
@@ -148,7 +87,7 @@ def convert(
     block_size: Any = None,
     tune: bool = False,
     inplace: bool = False,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Lower `model` for inference: scales and batch norms folded, zero blocks dropped, epilogues fused.
 
     Only blocks that are exactly zero go, so the outputs equal those of `model.eval()` within floating-point
@@ -156,7 +95,7 @@ def convert(
 
     Args:
         model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
-            of zeros.
+            of zeros, also by `torch.nn.utils.prune`, `torch.ao.pruning` or a parametrization.
         example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
@@ -166,11 +105,11 @@ def convert(
         inplace: change `model` instead of a copy of it.
 
     Returns:
-        A `torch.fx.GraphModule` in eval mode. Each blocked conv holds `values [nnz, BO, BC, *kernel]`,
-        `crow_indices`, `col_indices` and `bias`.
+        A `torch.fx.GraphModule` in eval mode; a module that holds such where torch.fx cannot trace the whole. Each
+        blocked conv holds `values [nnz, BO, BC, *kernel]`, `crow_indices`, `col_indices` and `bias`.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, a model that cannot be traced, NaN or infinity in
+        TypeError, ValueError: an argument of the wrong kind, a model without layers to block, NaN or infinity in
             weights, scales or batch norms (the layer is named). `model` is then unchanged.
         RuntimeError: the backend that was asked for by name cannot run here.
     """
@@ -191,53 +130,43 @@ def convert(
     with unchanged_on_error(model) if inplace else nullcontext():
         source = model if inplace else _copied(model)
         if not is_prepared:
-            source = _prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
+            bake_weights(source.eval())
+            source = prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
         weight = next(p for p in source.parameters() if p.is_floating_point())
         check_available(backend, weight.dtype, weight.device)
-        source.eval()
-        traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
-        if not isinstance(traced, fx.GraphModule):  # only parts of it were prepared
-            traced = trace_eval(source)
-        run(CONVERT, traced, lowering)
-        converted = fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
-        share_hooks(source, converted)
-        return converted
+        return lowered(source.eval(), CONVERT, lowering, ConvertedModule.of)
 
 
-def to_dense(model: nn.Module) -> fx.GraphModule:
-    """The ordinary dense model behind a prepared or converted one: layers of `torch.nn`, zeros in their weights.
+def to_dense(model: nn.Module) -> nn.Module:
+    """The ordinary dense model behind a prepared or converted one, without the channels that are dead.
+
+    What is left are layers of `torch.nn`, zeros in their weights, which `torch.onnx.export` and any other tool
+    takes. Batch norms that conversion folded stay folded.
 
     Args:
         model: prepared, or converted; stays as it is.
 
     Returns:
-        A `torch.fx.GraphModule` in eval mode that computes the same.
+        A `torch.fx.GraphModule` in eval mode that computes the same and can be trained on; a module with such parts
+        for a model that torch.fx cannot trace as a whole.
 
     Raises:
         TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    source = _copied(unwrap(model)).eval()
-    traced = source.graph_module(False) if isinstance(source, TwoGraphModule) else source
-    if not isinstance(traced, fx.GraphModule):
-        raise ValueError(f"model: expected a prepared or converted model, got {type(model).__name__}")
-    run(TO_DENSE, traced, Lowering("dense"))
-    return fx.GraphModule(traced, traced.graph, type(traced).__name__).eval()
+    source = unwrap(model)
+    if not any(
+        isinstance(module, fx.GraphModule | TwoGraphModule | Blocked | PackedConv) for module in source.modules()
+    ):
+        raise ValueError(f"model: expected a prepared or converted model, got {type(source).__name__}")
+    return lowered(_copied(source).eval(), TO_DENSE, Lowering("dense"), dense_module)
 
 
-def check_block_size(model: nn.Module, block_size: Any) -> None:
-    """Refuse a `block_size` other than the one that `model` was prepared with.
-
-    Raises:
-        ValueError: they differ; the message names the first layer that differs.
-    """
-    if block_size is None:
-        return
-    wanted = as_block_size(block_size)
-    for name, module in model.named_modules():
-        if isinstance(module, Blocked):
-            grid = module.grid
-            other = BlockGrid.of(grid.weight_shape, wanted, grid.groups, grid.transposed)
-            if other != grid:
-                raise ValueError(f"block_size: {name} was prepared with blocks of {grid.block_size}, got {block_size}")
+def _copied(model: nn.Module) -> nn.Module:
+    # what a forward computed and left on a module, as torch.nn.utils.prune does, cannot be copied with its history
+    kept = [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, Tensor)]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
+    except Exception as error:
+        raise ValueError(f"{type(model).__name__} cannot be copied: {error}; pass inplace=True") from error

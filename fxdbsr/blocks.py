@@ -179,9 +179,9 @@ class BlockGrid:
         return bands
 
     def block_sum(self, tensor: Tensor) -> Tensor:
-        """Sum of `tensor` (shaped like the stored weight) over each block, `[rows, columns]`."""
+        """Sum of `tensor` (shaped like the stored weight) over each block, `[rows, columns]`, at least in float32."""
         t = self.to_out_in(tensor).flatten(2) if self.kernel_size else self.to_out_in(tensor).unsqueeze(2)
-        t = t.sum(2).unflatten(0, (self._sections, -1))
+        t = t.sum(2, dtype=torch.promote_types(t.dtype, torch.float32)).unflatten(0, (self._sections, -1))
         pad = (-t.shape[2] % self.block_size[1], -t.shape[1] % self.block_size[0])
         t = torch.nn.functional.pad(t, (0, pad[0], 0, pad[1])) if any(pad) else t
         t = t.unflatten(2, (-1, self.block_size[1])).unflatten(1, (-1, self.block_size[0])).sum((2, 4))
@@ -218,6 +218,25 @@ class BlockGrid:
         w = blocks.unflatten(0, (self._sections, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         w = w[:, : self.out_channels // self._sections, : self.in_channels // self.groups]
         return self.from_out_in(w.flatten(0, 1)).contiguous()
+
+    def check_indices(self, crow_indices: Tensor, col_indices: Tensor, where: str = "") -> None:
+        """Refuse indices that are not those of packed blocks of this grid.
+
+        Raises:
+            ValueError: they are not; the message begins with `where`.
+        """
+        rows, columns = self.shape
+        for name, tensor in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            if tensor.dtype != torch.int32 or tensor.dim() != 1:
+                raise ValueError(f"{where}{name}: expected one axis of int32, got {tensor.dim()} of {tensor.dtype}")
+        counts = crow_indices.diff()
+        if len(counts) != rows or crow_indices[0] != 0 or bool((counts < 0).any()) or counts.sum() != len(col_indices):
+            raise ValueError(f"{where}crow_indices: expected {rows + 1} offsets from 0 to {len(col_indices)} in order")
+        if bool(((col_indices < 0) | (col_indices >= columns)).any()):
+            raise ValueError(f"{where}col_indices: expected columns from 0 to {columns - 1}")
+        row = torch.repeat_interleave(torch.arange(rows, device=counts.device), counts.long())
+        if bool(((row * columns + col_indices).diff() <= 0).any()):
+            raise ValueError(f"{where}col_indices: expected the columns of a row in order, each once")
 
     def expand_mask(self, mask: Tensor) -> Tensor:
         """`mask [rows, columns]` at every weight, bool of the stored weight's shape. For checks and pictures."""

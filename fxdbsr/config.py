@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 BlockSize: TypeAlias = tuple[int | None, int | None]
-Form: TypeAlias = Literal["product", "clamp"]
+Form: TypeAlias = Literal["product", "clamp", "mask"]
 
-FORMS = ("product", "clamp")
+FORMS: tuple[Form, ...] = ("product", "clamp", "mask")
 
 
 def as_block_size(value: object, where: str = "block_size") -> BlockSize:
@@ -42,12 +42,11 @@ def as_form(value: object) -> Form:
     """Check that `value` names a form of the scaled weight.
 
     Raises:
-        ValueError: `value` is neither "product" nor "clamp".
+        ValueError: `value` is none of `FORMS`.
     """
-    if value == "product":
-        return "product"
-    if value == "clamp":
-        return "clamp"
+    for form in FORMS:
+        if value == form:
+            return form
     raise ValueError(f"form: expected one of {FORMS}, got {value!r}")
 
 

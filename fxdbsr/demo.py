@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fxdbsr.api import convert, prepare
+from fxdbsr.commands.output import add_json, check_outputs, put
 from fxdbsr.digits import SIZE, accuracy, learning_rate, load_digits, predict, train_epoch
 from fxdbsr.images import ImageSet
 from fxdbsr.models import resnet20
@@ -35,11 +35,18 @@ TARGET = 0.65
 EPOCHS = 12
 BATCH = 64
 BLOCK_SIZE = (8, 8)
+EXAMPLES = """\
+examples:
+  fxdbsr demo
+  fxdbsr demo --target 0.8 --epochs 20
+  fxdbsr demo --gamma 0.01 --json
+"""
 _EXTRA = {"sklearn": "scikit-learn", "tqdm": "tqdm", "matplotlib": "matplotlib"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fxdbsr demo` to `parser`."""
+    parser.epilog = EXAMPLES
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--target",
@@ -50,20 +57,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--gamma", type=float, metavar="G", help="strength of the penalty on the scales instead")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default 0)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each net (default {EPOCHS})")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures to this file")
+    add_json(parser)
     parser.add_argument("--out", type=Path, default=Path("fxdbsr-demo"), metavar="DIR", help="folder of the picture")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo with the options of `add_arguments`; the exit status."""
-    try:
-        _check(args)
-        figures = demonstrate(args)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"fxdbsr demo: {error}", file=sys.stderr)
-        return 1
+    """Run the demo with the options of `add_arguments`; the exit status.
+
+    Raises:
+        ImportError, ValueError, TypeError, OSError: an extra that is not installed, an option out of its range, a
+            path that cannot be written.
+    """
+    _check(args)
+    figures, words = demonstrate(args)
+    if args.json != "-":
+        put("-", words)
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        put(args.json, json.dumps(figures, indent=2))
     return 0
 
 
@@ -80,19 +90,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.epochs < 1:
         raise ValueError(f"--epochs: expected at least 1, got {args.epochs}")
     args.out.mkdir(parents=True, exist_ok=True)
-    for path in (args.out / "masks.png", args.json):
-        if path is not None and not _may_write(path):
-            raise OSError(f"cannot write {path}: choose another --out or --json")
+    check_outputs(str(args.out / "masks.png"), args.json)
 
 
-def _may_write(path: Path) -> bool:
-    if path.exists():
-        return path.is_file() and os.access(path, os.W_OK)
-    return path.parent.is_dir() and os.access(path.parent, os.W_OK)
-
-
-def demonstrate(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, convert, compare and print; the figures of the JSON file.
+def demonstrate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Train, convert and compare; the figures of the JSON file, and the same in words.
 
     Raises:
         ValueError, TypeError: a target or gamma out of its range.
@@ -105,12 +107,14 @@ def demonstrate(args: argparse.Namespace) -> dict[str, Any]:
     dense, sparse = (_net(args.seed), prepare(_net(args.seed), BLOCK_SIZE))
     optimizers = [_optimizer(model) for model in (dense, sparse)]
     target = TARGET if args.target is None and args.gamma is None else args.target
+    schedules = [LambdaLR(optimizer, lambda step: learning_rate(step, steps)) for optimizer in optimizers]
     sparsifier = Sparsifier(
-        sparse, optimizers[1], target=target, of="macs", steps=steps, gamma=args.gamma, example_inputs=example
-    )
+        sparse, optimizers[1], target=target, of="macs", steps=steps, gamma=args.gamma, end=0.67,
+        lr_schedule=schedules[1], example_inputs=example,
+    )  # fmt: skip
     with Progress(2 * steps) as progress:
-        _train(dense, optimizers[0], data, args, steps, progress.of("dense", args.epochs))
-        _train(sparse, optimizers[1], data, args, steps, progress.of("sparse", args.epochs), sparsifier)
+        _train(dense, optimizers[0], schedules[0], data, args, progress.of("dense", args.epochs))
+        _train(sparse, optimizers[1], schedules[1], data, args, progress.of("sparse", args.epochs))
 
     expected = predict(sparse, data.test_images)
     packed, auto = convert(sparse, backend="reference"), convert(sparse)
@@ -128,16 +132,19 @@ def demonstrate(args: argparse.Namespace) -> dict[str, Any]:
         "max_abs_error": max(errors),
         "seconds": time.perf_counter() - start,
     }
-    print(table)
-    print()
-    print(f"accuracy          dense {figures['dense_accuracy']:.2%}, sparse {figures['accuracy']:.2%}")
-    print(f"zero blocks       {figures['sparsity']:.1%} of all blocks of 8x8")
+    return figures, "\n".join([str(table), "", *_summary(figures, errors, picture)])
+
+
+def _summary(figures: dict[str, Any], errors: Sequence[float], picture: Path) -> list[str]:
     saved = 1 - figures["macs"] / figures["macs_dense"]
-    print(f"MACs              {figures['macs_dense']:,} to {figures['macs']:,} an image ({saved:.1%} less)")
-    print(f"largest |error|   {errors[0]:.2e} with every layer packed (backend reference), {errors[1]:.2e} auto")
-    print(f"picture of masks  {picture}")
-    print(f"seconds           {figures['seconds']:.0f}")
-    return figures
+    return [
+        f"accuracy          dense {figures['dense_accuracy']:.2%}, sparse {figures['accuracy']:.2%}",
+        f"zero blocks       {figures['sparsity']:.1%} of all blocks of 8x8",
+        f"MACs              {figures['macs_dense']:,} to {figures['macs']:,} an image ({saved:.1%} less)",
+        f"largest |error|   {errors[0]:.2e} with every layer packed (backend reference), {errors[1]:.2e} auto",
+        f"picture of masks  {picture}",
+        f"time              {figures['seconds']:.0f} s",
+    ]
 
 
 def _net(seed: int) -> nn.Module:
@@ -153,23 +160,19 @@ def _optimizer(model: nn.Module) -> torch.optim.SGD:
 def _train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
     data: ImageSet,
     args: argparse.Namespace,
-    steps: int,
     on_step: Callable[[float], None],
-    sparsifier: Sparsifier | None = None,
 ) -> None:
     generator = torch.Generator().manual_seed(args.seed)
-    scheduler = LambdaLR(optimizer, lambda step: learning_rate(step, steps))
 
     def after(loss: float) -> None:
-        scheduler.step()
+        schedule.step()
         on_step(loss)
 
-    for epoch in range(args.epochs):
+    for _ in range(args.epochs):
         train_epoch(model, optimizer, data, BATCH, generator, after)
-        if sparsifier is not None and epoch + 1 >= sparsifier.end * args.epochs:
-            sparsifier.finalize()
 
 
 class Progress:

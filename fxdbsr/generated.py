@@ -3,7 +3,6 @@
 The class is the pair (shape, texture), so a net has to bind two things that it sees at different scales. Place,
 size, rotation, colours and contrast vary freely; behind the object lie a smooth background, lines and smaller
 objects of other classes, before it a bar. `difficulty` from 0 to 1 scales all of that, and the noise of the pixels.
-A ResNet-20 does not reach 95 % at the default difficulty (see bench/results/README.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Traced models: the tracer, graph modules that keep their model's state, and reading and editing graphs.
+"""Traced models: graph modules that keep their model's state, and reading and editing graphs.
 
 `torch.fx` bakes what the Python code does into the graph, `if self.training` among it. A model is therefore
 traced in both modes. Where the two graphs agree, a `TracedModule` holds the one; where they differ (auxiliary
@@ -8,17 +8,21 @@ heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 
-_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+from fxdbsr.nn.scaled import ScaledFunction, keeping_float32
+from fxdbsr.tracer import Tracer, values_are_tensors
+
+STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -31,69 +35,42 @@ _HOOKS = (
 )
 
 
-class _Proxy(fx.Proxy):
-    """Keeps `x += y` a write in place: torch.fx turns it into `x = x + y`, other memory and another meaning."""
+class _LikeRoot(nn.Module):
+    """Changes its mode as the traced model does: by that model's own `train`, where its class has one."""
+
+    def follow(self, root: nn.Module) -> None:
+        """Take the mode of `root`, whose state this module shares, and keep it for its `train`."""
+        self.training = root.training
+        if type(root).train not in (nn.Module.train, _LikeRoot.train):
+            self.__dict__["_root"] = root  # past nn.Module, to which it would be one more submodule
+
+    def train(self, mode: bool = True) -> Self:
+        """As the traced model; what it keeps frozen stays so."""
+        root = self.__dict__.get("_root")
+        if root is None:
+            return super().train(mode)
+        root.train(mode)
+        self.training = root.training
+        return self
 
 
-def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        proxy: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, other), {})
-        return proxy
+class GraphModule(fx.GraphModule):
+    """A graph module whose generated source goes when it goes; torch.fx alone would keep every one for ever."""
 
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class Tracer(fx.Tracer):
-    """Keeps every conv and linear layer whole, whatever module defines its class."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """As torch.fx, with writes in place kept."""
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """True for layers that appear in the graph as one call."""
-        return (
-            isinstance(m, _ConvNd | nn.Linear)
-            or getattr(m, "is_leaf_in_trace", False)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._constants: set[str] = set()
-
-    def create_arg(self, a: Any) -> Any:
-        """As torch.fx; a tensor that the forward makes is named as in an earlier trace that made the same."""
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
-            for name, known in self.root.__dict__.items():
-                if name.startswith("_tensor_constant") and name not in self._constants and _same_constant(known, a):
-                    self.tensor_attrs[a] = name
-                    break
-        made = super().create_arg(a)
-        if isinstance(made, fx.Node) and made.op == "get_attr":
-            self._constants.add(str(made.target))
-        return made
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """As torch.fx, with `conv(input=x)` written as `conv(x)`, which is what passes and hooks read."""
-        if not args and "input" in kwargs and (isinstance(m, _ConvNd) or m.__module__.startswith("torch.nn.")):
-            kwargs = dict(kwargs)
-            args = (kwargs.pop("input"),)
-        return super().call_module(m, forward, args, kwargs)
+    def recompile(self) -> PythonCode:
+        """As torch.fx."""
+        code = super().recompile()
+        forward = type(self).forward
+        weakref.finalize(forward, _forget_source, forward.__code__.co_filename).atexit = False
+        return code
 
 
-def _same_constant(a: Any, b: Tensor) -> bool:
-    kinds = [(t.dtype, t.device, t.shape) for t in (a, b) if isinstance(t, Tensor)]
-    return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(a, b)
+def _forget_source(name: str) -> None:
+    _loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
 
 
-class TracedModule(fx.GraphModule):
+class TracedModule(_LikeRoot, GraphModule):
     """A GraphModule over all of `root`'s state, also the part that the graph does not read.
 
     A plain GraphModule copies only what its graph refers to, and so forgets names and non-persistent marks.
@@ -110,30 +87,39 @@ class TracedModule(fx.GraphModule):
         for name, constant in constants.items():
             del root.__dict__[name]
             self.register_buffer(name, constant, persistent=False)
-        self.training = root.training
+        self.follow(root)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_float32(fn, functional_scales([self])), recurse)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         new = super().__deepcopy__(memo)
         assert isinstance(new, TracedModule)
-        for part in (*_STATE, *_HOOKS):
-            new.__dict__[part] = copy.deepcopy(self.__dict__[part], memo)
-        new.training = self.training
+        new.__dict__.update(copy.deepcopy(self._kept(), memo))
         type(new).__name__ = type(self).__name__
         return new
 
+    def _kept(self) -> dict[str, Any]:
+        """What a plain GraphModule forgets."""
+        parts = (*STATE, *_HOOKS, "training", "_root", "_plain", *self.__dict__.get("_plain", ()))
+        return {part: self.__dict__[part] for part in parts if part in self.__dict__}
+
     def __reduce__(self) -> Any:
-        rebuild, arguments = super().__reduce__()[:2]
-        return _restore, (rebuild, arguments, {part: self.__dict__[part] for part in (*_STATE, *_HOOKS)}, self.training)
+        kind = next(base for base in type(self).__mro__ if "<locals>" not in base.__qualname__)
+        return _restore, (kind, type(self).__name__, super().__reduce__()[1], self._kept())
 
 
-def _restore(rebuild: Callable[..., nn.Module], arguments: Any, state: dict[str, Any], mode: bool) -> nn.Module:
-    module = rebuild(*arguments)
-    module.__dict__.update(state)
-    module.training = mode
+def _restore(kind: type[TracedModule], name: str, arguments: Any, kept: dict[str, Any]) -> TracedModule:
+    plain = reduce_graph_module(*arguments)
+    assert isinstance(plain, fx.GraphModule)
+    module = kind(plain, plain.graph, name)
+    for passing in (plain, _CodeOnlyModule):  # torch.fx reads the pickled source through one, to write the other
+        _forget_source(passing.forward.__code__.co_filename)
+    module.__dict__.update(kept)
     return module
 
 
-class TwoGraphModule(nn.Module):
+class TwoGraphModule(_LikeRoot):
     """One state, two graphs: a call runs `graph_module(self.training)`."""
 
     def __init__(self, root: nn.Module, training_graph: fx.Graph, eval_graph: fx.Graph) -> None:
@@ -142,12 +128,16 @@ class TwoGraphModule(nn.Module):
         name = type(root).__name__
         parts = [TracedModule(root, graph, name) for graph in (eval_graph, training_graph)]
         self.__dict__["_parts"] = parts
-        self.training = root.training
+        self.follow(root)
 
     def graph_module(self, training: bool) -> fx.GraphModule:
         """The graph for that mode, over this module's state."""
         part: fx.GraphModule = self.__dict__["_parts"][training]
         return part
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = functional_scales(self.__dict__["_parts"])
+        return super()._apply(keeping_float32(fn, scales), recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the traced model in the present mode."""
@@ -162,7 +152,7 @@ class TwoGraphModule(nn.Module):
 
 
 def _share_state(root: nn.Module, other: nn.Module) -> None:
-    for part in _STATE:
+    for part in STATE:
         other.__dict__[part] = root.__dict__[part]
 
 
@@ -200,10 +190,12 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     modes = [(module, module.training) for module in root.modules()]
     root.train(training)
     try:
-        return Tracer().trace(root, concrete_args)
+        with values_are_tensors():
+            return Tracer().trace(root, concrete_args)
     except Exception as error:
         asked = "training" if training else "eval"
-        raise ValueError(f"{type(root).__name__} cannot be traced by torch.fx in {asked} mode: {error}") from error
+        cause = str(error).partition(". ")[0]  # torch.fx goes on with advice
+        raise ValueError(f"{type(root).__name__} cannot be traced by torch.fx in {asked} mode: {cause}") from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -211,31 +203,6 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
 
 def _code(graph: fx.Graph) -> str:
     return graph.python_code("self").src
-
-
-@contextmanager
-def unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model`, and its graphs, back as they were where the body raises.
-
-    The body may replace tensors, modules, classes and nodes; it does not write into tensors.
-    """
-    modules = [*dict.fromkeys([*model.modules(), *(part for _, part in graph_modules(model))])]
-    before = [(module, type(module), dict(module.__dict__)) for module in modules]
-    contents = [(state[part], copy.copy(state[part])) for _, _, state in before for part in _STATE if part in state]
-    graphs = [(module, copy.deepcopy(module.graph)) for module in modules if isinstance(module, fx.GraphModule)]
-    try:
-        yield
-    except BaseException:
-        for module, kind, state in before:
-            module.__class__ = kind
-            module.__dict__.clear()
-            module.__dict__.update(state)
-        for found, content in contents:
-            found.clear()
-            found.update(content)
-        for module, graph in graphs:
-            module.graph = graph
-        raise
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -266,6 +233,12 @@ def called_module(node: fx.Node) -> nn.Module | None:
         return None
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None else None
+
+
+def functional_scales(parts: Iterable[fx.GraphModule]) -> list[Tensor]:
+    """The scales of the functional convs of `parts`, which are parameters of modules that know nothing of them."""
+    nodes = [node for part in parts for node in part.graph.nodes if isinstance(called_module(node), ScaledFunction)]
+    return [get_attribute(node.graph.owning_module, str(node.args[2].target)) for node in nodes]
 
 
 def get_attribute(root: nn.Module, target: str) -> Any:

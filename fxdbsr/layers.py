@@ -10,6 +10,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
 from fxdbsr.graph import called_module, get_attribute, graph_modules, unwrap
 from fxdbsr.nn.scaled import Blocked, ScaledFunction, ScaledLayer
+from fxdbsr.ranks import whole
 
 
 @dataclass
@@ -20,16 +21,17 @@ class BlockedLayer:
         name: of the layer, or of the weight where a function is called on it.
         weight: as stored.
         scale: `[rows, columns]`.
-        masks: every buffer that holds the mask, `[rows, columns]` bool each; they are kept equal.
+        holders: the modules with a buffer that holds the mask, `[rows, columns]` bool, and its name there; these are
+            kept equal. Moving a model gives it new buffers, so they are looked up each time.
         grid: the blocks of the weight.
-        form: "product" or "clamp".
+        form: "product", "clamp" or "mask".
         users: the modules that multiply the weight.
     """
 
     name: str
     weight: nn.Parameter
     scale: nn.Parameter
-    masks: list[Tensor]
+    holders: list[tuple[nn.Module, str]]
     grid: BlockGrid
     form: Form
     users: list[Blocked] = field(default_factory=list)
@@ -37,16 +39,20 @@ class BlockedLayer:
     @property
     def mask(self) -> Tensor:
         """`[rows, columns]` bool: False where the block is switched off."""
-        return self.masks[0]
+        owner, name = self.holders[0]
+        mask: Tensor = getattr(owner, name)
+        return mask
 
     def set_mask(self, mask: Tensor) -> None:
         """Overwrite the mask, in place."""
-        for own in self.masks:
-            own.copy_(mask)
+        for owner, name in self.holders:
+            getattr(owner, name).copy_(mask)
 
-    def alive(self) -> Tensor:
-        """`[rows, columns]` bool: the blocks that are not exactly zero by scale or mask."""
-        scale = self.scale.detach()
+    def alive(self, scale: Tensor | None = None) -> Tensor:
+        """`[rows, columns]` bool: the blocks that are not exactly zero by `scale` (by default its own) or mask."""
+        if self.form == "mask":
+            return self.mask.clone()
+        scale = whole(self.scale.detach()) if scale is None else scale
         return self.mask & (scale > 0 if self.form == "clamp" else scale != 0)
 
 
@@ -61,22 +67,24 @@ def blocked_layers(model: nn.Module) -> list[BlockedLayer]:
     root = unwrap(model)
     found: dict[int, BlockedLayer] = {}
 
-    def add(name: str, user: Blocked, weight: nn.Parameter, scale: nn.Parameter, mask: Tensor) -> None:
+    def add(name: str, user: Blocked, weight: nn.Parameter, scale: nn.Parameter, holder: tuple[nn.Module, str]) -> None:
         layer = found.setdefault(id(scale), BlockedLayer(name, weight, scale, [], user.grid, user.form))
         if all(user is not known for known in layer.users):
             layer.users.append(user)
-        if all(mask is not known for known in layer.masks):
-            layer.masks.append(mask)
+        if holder not in layer.holders:
+            layer.holders.append(holder)
 
     for name, module in root.named_modules():
         if isinstance(module, ScaledLayer):
-            add(name, module, module.weight, module.scale, module.mask)
+            add(name, module, module.weight, module.scale, (module, "mask"))
     for prefix, part in graph_modules(root):
         for node in part.graph.nodes:
             if isinstance(function := called_module(node), ScaledFunction):
                 targets = [str(argument.target) for argument in node.args[1:4]]
-                weight, scale, mask = (get_attribute(part, target) for target in targets)
-                add(f"{prefix}.{targets[0]}" if prefix else targets[0], function, weight, scale, mask)
+                weight, scale = (get_attribute(part, target) for target in targets[:2])
+                owner, _, mask = targets[2].rpartition(".")
+                holder = part.get_submodule(owner), mask
+                add(f"{prefix}.{targets[0]}" if prefix else targets[0], function, weight, scale, holder)
     if not found:
         raise ValueError(f"{type(root).__name__} has no block scales: call fxdbsr.prepare first")
     return list(found.values())

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import BlockedLayer, blocked_layers
+from fxdbsr.nn.scaled import effective_scale
+from fxdbsr.ranks import whole
 from fxdbsr.scales import check_fraction
 
 SCORES = ("l2", "scale", "random")
@@ -83,16 +85,15 @@ def block_scores(
         return list(torch.rand(sum(sizes), generator=generator, device=device).cpu().split_with_sizes(sizes))
     found = []
     for layer in layers:
-        scale = layer.scale.float()
-        value = (scale.clamp(0, 1) if layer.form == "clamp" else scale).abs()
+        value = effective_scale(whole(layer.scale).float(), torch.ones_like(layer.mask), layer.form).abs()
         if score == "l2":
-            numel = layer.grid.numel().to(scale.device)
-            value = value.square() * layer.grid.block_sum(layer.weight.float().square()) / numel
+            numel = layer.grid.numel().to(value.device)
+            value = value.square() * layer.grid.block_sum(whole(layer.weight).float().square()) / numel
         found.append(value.flatten())
     devices = {value.device for value in found}
-    whole = torch.cat(found if len(devices) == 1 else [value.cpu() for value in found]).cpu()
-    scores = list(whole.split_with_sizes(sizes))
-    if bool(whole.isnan().any()):
+    together = torch.cat(found if len(devices) == 1 else [value.cpu() for value in found]).cpu()
+    scores = list(together.split_with_sizes(sizes))
+    if bool(together.isnan().any()):
         broken = next(i for i, s in enumerate(scores) if bool(s.isnan().any()))
         raise ValueError(f"{layers[broken].name}: its weight or its scale holds NaN")
     return scores

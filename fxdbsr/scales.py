@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxdbsr.graph import unwrap
 from fxdbsr.layers import BlockedLayer, blocked_layers
 from fxdbsr.nn.scaled import Blocked
+from fxdbsr.ranks import whole
 
 COSTS = ("blocks", "params", "macs")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -53,7 +54,7 @@ def penalty(model: nn.Module, weight: str = "blocks", example_inputs: Any = None
     costs = block_costs(layers, weight, example_inputs is not None)
     device = layers[0].scale.device
     terms = [
-        (layer.scale.float().abs() * (cost.float().to(layer.scale.device) * layer.mask)).sum().to(device)
+        (whole(layer.scale).float().abs() * (cost.float().to(layer.scale.device) * layer.mask)).sum().to(device)
         for layer, cost in zip(layers, costs, strict=True)
     ]
     return torch.stack(terms).sum()

@@ -1,55 +1,79 @@
 """`Sparsifier`: rides on an optimizer and brings the blocks of a prepared model to zero while it trains.
 
-Two modes:
+Three ways:
 
-* target: the scaled gradual schedule. From `begin` to `end` of the steps the part of the cost that is zero
-  follows `target * (1 - (1 - u)^3)`, u from 0 to 1 (Zhu and Gupta, To prune, or not to prune, 2017). Every
-  `interval` steps all blocks are ranked by `s^2 * sum(W^2) / numel` and the lowest are masked; masked ones
-  may return until the mask freezes at `end`; the rest of the steps fine-tunes. For MACs the score is
-  divided by the square root of the MACs of one weight: without, the early layers, whose weights are used at
-  most positions, keep all their blocks and the late layers lose theirs.
-* gamma: the penalty `gamma * sum |s|` of the method's authors, as a proximal step after each step of the
-  optimizer: `s <- clamp(s - gamma * lr / (1 - momentum), 0, 1)` with SGD, `gamma * lr` with others. Its zeros
-  are exact, and those blocks may come back until `finalize()`.
+* `target`: the scaled gradual schedule (`fxdbsr.masking`). From `begin` to `end` of the steps the part of the cost
+  that is zero rises to the target; every `interval` steps all blocks are ranked and the lowest masked; masked ones
+  may return until the mask freezes at `end`; the rest of the steps fine-tunes. On a model of form "mask", whose
+  scales stay one, this is gradual block pruning.
+* `gamma`: the penalty `gamma * sum |s|` of the method's authors, as a proximal step after each step of the
+  optimizer (`fxdbsr.shrinking`).
+* `shrink`: the same, by how far the penalty moves a scale in the whole training, whatever the learning rate.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch import nn
+from torch.optim import Optimizer
 
 from fxdbsr.bypass import Bypass
+from fxdbsr.costs import Costs
 from fxdbsr.layers import BlockedLayer, blocked_layers
-from fxdbsr.ranking import block_scores, lowest
-from fxdbsr.scales import block_costs, check_cost, check_fraction, record_positions
-
-_CONFIGURED = ("target", "of", "steps", "gamma", "begin", "end", "interval")
+from fxdbsr.masking import Masking
+from fxdbsr.optimizers import check_holds_scales, unwrapped
+from fxdbsr.plan import Plan
+from fxdbsr.ranks import group_of, reshard
+from fxdbsr.scales import record_positions
+from fxdbsr.shrinking import Shrinking
+from fxdbsr.travel import LrSchedule
 
 
 class Sparsifier:
     """Takes a step of sparsification after every step of `optimizer`.
 
-    Steps that a GradScaler skips do not count. All ranks of a DistributedDataParallel model choose alike.
+    Exactly one of `target`, `gamma` and `shrink` is given. Steps count as the optimizer takes them: once in several
+    batches where gradients are accumulated; those that a GradScaler skips do not count. On several processes every
+    rank makes one, after the model is wrapped by DistributedDataParallel or fully_shard.
 
     Args:
-        model: prepared; also inside torch.compile or DistributedDataParallel.
-        optimizer: any torch optimizer that holds the scales.
-        target: fraction in [0, 1) of the cost of all blocked layers that shall be zero in the end.
+        model: prepared; also inside torch.compile, DistributedDataParallel or fully_shard.
+        optimizer: any torch optimizer that holds the scales; also as Accelerate and Lightning wrap it.
+        target: fraction in [0, 1) of the cost of all blocked layers that shall be zero in the end; met to half the
+            cost of a block.
         of: the cost: "blocks", "params" (weights) or "macs" (multiply-accumulates).
-        steps: steps of the optimizer in the whole training; required with `target`.
-        gamma: strength of the penalty, not negative. Exactly one of `target` and `gamma` is given.
+        steps: steps of the optimizer in the whole training; required with `target` and `shrink`.
+        gamma: strength of the penalty, not negative.
+        shrink: how far the penalty moves each scale in all, not negative; they start at 1.
         example_inputs: a tensor or a tuple of the model's arguments, for the MACs; else the first batch.
-        begin, end: fractions of `steps` between which the target is approached; the mask freezes at `end`.
+        begin, end: fractions of `steps` between which blocks go; the mask freezes at `end`. By default 0.1 and
+            0.67 with `target`, else 0 and 1.
         interval: steps between two rankings; `max(1, steps // 200)` by default.
+        cost_weights: factors on the cost of layers, and on how far their scales shrink, by name; 1 by default.
+        cost_power: with `target` and `of="macs"`: blocks are ranked by what they are worth divided by the MACs of
+            one weight to this power; 0 ranks by worth alone.
+        lr_schedule: with `gamma`: a torch scheduler that is stepped after each step of the optimizer, or the
+            learning rate of every step (then `steps` is their number by default), to know `travel` in advance.
+        process_group: ranks that shall mask alike, where the model's wrapper does not tell.
+
+    Attributes:
+        step: steps taken.
+        frozen: True once the mask is final.
+        plan: the options, with their defaults filled in.
+        travel: how far the penalty moves scales in all, `gamma * sum(lr) / (1 - momentum)` with SGD, or None where
+            that is not known. It brings a scale to zero by itself where it passes 1.
 
     Raises:
         ValueError, TypeError: an argument that is missing or out of its range, a model that was not prepared,
             an optimizer without the scales, a target that cannot be met because convs on the only path from
             input to output keep a block (the message has the figure that can).
+
+    Warns:
+        UserWarning: `travel` is known and less than 1.
     """
 
     def __init__(
@@ -61,35 +85,57 @@ class Sparsifier:
         of: str = "blocks",
         steps: int | None = None,
         gamma: float | None = None,
+        shrink: float | None = None,
         example_inputs: Any = None,
-        begin: float = 0.1,
-        end: float = 0.67,
+        begin: float | None = None,
+        end: float | None = None,
         interval: int | None = None,
+        cost_weights: Mapping[str, float] | None = None,
+        cost_power: float = 0.5,
+        lr_schedule: LrSchedule | None = None,
+        process_group: Any = None,
     ) -> None:
-        if (target is None) == (gamma is None):
-            raise ValueError(f"expected exactly one of target and gamma, got target={target!r}, gamma={gamma!r}")
-        self.target = None if target is None else check_fraction(target, "target", below_one=True)
-        self.gamma = None if gamma is None else _strength(gamma)
-        check_cost(of, "of")
-        if steps is None and target is not None:
-            raise ValueError("steps: the number of optimizer steps of the whole training is required with target")
-        self.of, self.steps = of, None if steps is None else _count(steps, "steps")
-        self.begin, self.end = check_fraction(begin, "begin"), check_fraction(end, "end")
-        if begin > end:
-            raise ValueError(f"begin: expected at most end = {end}, got {begin}")
-        self.interval = max(1, (steps or 0) // 200) if interval is None else _count(interval, "interval")
-        self.model, self.optimizer = model, optimizer
-        self.layers = blocked_layers(model)
-        _check_optimizer(optimizer, self.layers)
+        if steps is None and isinstance(lr_schedule, Sequence):
+            steps = len(lr_schedule)
+        self.plan = Plan.checked(
+            target=target, gamma=gamma, shrink=shrink, of=of, steps=steps, begin=begin, end=end, interval=interval,
+            cost_weights=cost_weights, cost_power=cost_power,
+        )  # fmt: skip
+        optimizer = unwrapped(optimizer)
+        reshard(model)
+        self.model, self.optimizer, self.layers = model, optimizer, blocked_layers(model)
+        _check_weights(self.plan, self.layers)
+        check_holds_scales(optimizer, self.layers)
+        if target is None and not any(layer.scale.requires_grad for layer in self.layers):
+            raise ValueError("gamma, shrink: there is no trainable scale; a model of form 'mask' takes a target")
         self.step, self.frozen = 0, False
-        self._bypass = Bypass(model, self.layers)
-        self._costs: dict[str, list[Tensor]] = {}
-        self._measured = example_inputs is not None
-        if self._measured:
+        self._group = group_of(model, self.layers[0].scale) if process_group is None else process_group
+        if example_inputs is not None:
             record_positions(model, self.layers, example_inputs)
-        if self.target is not None and self._known(of):
-            self._check_reachable()
+            reshard(model)
+        self._bypass = Bypass(model, self.layers)
+        self._costs = Costs(self.layers, self.plan.cost_weights, example_inputs is not None, self._group)
+        self._way = self._make_way()
+        if isinstance(self._way, Masking) and self._costs.are_known(of):
+            self._way.check_reachable()
+        self.travel = self._way.travel(lr_schedule) if isinstance(self._way, Shrinking) else None
         self._hook = optimizer.register_step_post_hook(self._after_step)
+        if self.travel is not None and self.travel < 1:
+            warnings.warn(
+                f"the penalty moves scales by {self.travel:.3g} in all of {self.plan.steps} steps; below 1 it brings "
+                "none to zero by itself: raise gamma, the steps or the learning rate, or set shrink instead",
+                stacklevel=2,
+            )
+
+    def _make_way(self) -> Masking | Shrinking:
+        if self.plan.target is not None:
+            return Masking(self.layers, self._costs, self.plan, self._bypass)
+        return Shrinking(self.layers, self.optimizer, self.plan, self._bypass, self._group)
+
+    @property
+    def travelled(self) -> float:
+        """How far the penalty has moved scales (of layers of weight 1) until now."""
+        return self._way.travelled if isinstance(self._way, Shrinking) else 0.0
 
     def remove(self) -> None:
         """Leave the optimizer; masks and scales stay as they are."""
@@ -101,171 +147,65 @@ class Sparsifier:
         Args:
             of: "blocks", "params" or "macs"; by default what the sparsifier was made with.
         """
-        costs = self._costs_of(self.of if of is None else of)
-        kept = sum(float(c[layer.alive().cpu()].sum()) for c, layer in zip(costs, self.layers, strict=True))
-        return 1 - kept / sum(float(c.sum()) for c in costs)
+        return self._costs.sparsity(self.plan.of if of is None else of)
 
     @torch.no_grad()
     def finalize(self) -> None:
         """Freeze the mask now: at the target, or at the zeros that the penalty has made; once."""
-        if self.frozen:
-            return
-        if self.target is not None:
-            self._mask_lowest(self.target)
-        else:
-            self._check_finite()
-            self._hold_cut_layers()
-            for layer in self.layers:
-                layer.set_mask(layer.alive())
-        self.frozen = True
+        if not self.frozen:
+            self._way.finalize()
+            self.frozen = True
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # set where a GradScaler leaves skipping to a fused step
         if self.frozen or (skipped is not None and bool(skipped)):
             return
         self.step += 1
-        if self.gamma is not None:
-            self._shrink()
-            return
-        assert self.target is not None
-        assert self.steps is not None
-        start, stop = self.begin * self.steps, self.end * self.steps
-        if self.step == 1 and not self._costs:
-            self._check_reachable()
-        if self.step >= stop:
-            self.finalize()
-        elif self.step >= start and (self.step - math.ceil(start)) % self.interval == 0:
-            u = (self.step - start) / (stop - start)
-            self._mask_lowest(self.target * (1 - (1 - u) ** 3))
-
-    def _mask_lowest(self, sparsity: float) -> None:
-        off = self._lowest(sparsity)
-        sizes = [c.numel() for c in self._costs_of(self.of)]
-        for layer, lost in zip(self.layers, off.split_with_sizes(sizes), strict=True):
-            layer.set_mask(~lost.view(layer.grid.shape))
-
-    def _lowest(self, sparsity: float) -> Tensor:
-        """The blocks to mask for `sparsity`, bool over the blocks of all layers."""
-        costs = torch.cat([c.flatten() for c in self._costs_of(self.of)])
-        sizes = [layer.mask.numel() for layer in self.layers]
         try:
-            scores = torch.cat(block_scores(self.layers))
+            self._way.after_step(self.step)
+            if self.plan.is_over(self.step):
+                self.finalize()
         except ValueError as error:
             raise ValueError(f"step {self.step}: {error}") from error
-        if self.of == "macs":
-            weights = torch.cat([layer.grid.numel().flatten() for layer in self.layers])
-            scores = scores / (costs / weights).clamp_min(1).sqrt()
-        return lowest(scores, costs, sizes, sparsity * float(costs.sum()), self._bypass.survives)
-
-    def _check_reachable(self) -> None:
-        """Refuse a target that leaves no block to a layer that needs one."""
-        assert self.target is not None
-        costs = torch.cat([c.flatten() for c in self._costs_of(self.of)])
-        reachable = float(costs[self._lowest(1.0)].sum() / costs.sum())
-        if self.target > reachable + max(0.005, float(costs.max() / costs.sum()) / 2):
-            raise ValueError(
-                f"target: {self.target} of the {self.of} cannot be zero, at most {reachable:.4f}: every conv "
-                "without a bypass keeps one block"
-            )
-
-    def _shrink(self) -> None:
-        """The proximal step, with the learning rate and momentum of each scale's own group."""
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        for layer in self.layers:
-            if id(layer.scale) in groups and layer.scale.requires_grad:
-                layer.scale.sub_(self._travel(groups[id(layer.scale)])).clamp_(0, 1)
-        if self.step % self.interval == 0:
-            self._check_finite()
-        self._hold_cut_layers()
-
-    def _travel(self, group: dict[str, Any]) -> float:
-        assert self.gamma is not None
-        momentum = float(group["momentum"]) if isinstance(self.optimizer, SGD) else 0.0
-        return self.gamma * float(group["lr"]) / (1 - momentum)
-
-    def _hold_cut_layers(self) -> None:
-        """Where dead layers cut an output from an input, hold their heaviest block just above 0."""
-        live = torch.stack([layer.alive().any().cpu() for layer in self.layers]).tolist()
-        dead: set[int] = set()
-        for position, (layer, alive) in enumerate(zip(self.layers, live, strict=True)):
-            if alive or self._bypass.survives(dead | {position}):
-                dead |= set() if alive else {position}
-                continue
-            size = layer.grid.block_sum(layer.weight.float().square()).masked_fill(~layer.mask, -1)
-            layer.scale.view(-1)[size.argmax()] = self._smallest(layer.scale)
-
-    def _smallest(self, scale: Tensor) -> float:
-        group = next((g for g in self.optimizer.param_groups if any(p is scale for p in g["params"])), None)
-        return min(1.0, max(self._travel(group) if group else 0.0, 1e-6))
-
-    def _check_finite(self) -> None:
-        bad = [layer.name for layer in self.layers if not bool(layer.scale.isfinite().all())]
-        if bad:
-            raise ValueError(f"step {self.step}: {bad[0]}: its scale holds NaN or infinity")
-
-    def _known(self, of: str) -> bool:
-        return of != "macs" or self._measured or all(user.positions for layer in self.layers for user in layer.users)
-
-    def _costs_of(self, of: str) -> list[Tensor]:
-        if of not in self._costs:
-            self._costs[of] = block_costs(self.layers, of, self._measured)
-        return self._costs[of]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the states of model and optimizer: plain numbers and strings."""
+        """What a resumed run needs besides the states of model and optimizer: plain numbers, strings and dicts."""
         return {
             "step": self.step,
             "frozen": self.frozen,
-            "measured": self._measured,
+            "travelled": self.travelled,
+            "measured": self._costs.measured,
             "positions": {layer.name: [user.positions for user in layer.users] for layer in self.layers},
-        } | {key: getattr(self, key) for key in _CONFIGURED}
+            "plan": self.plan.to_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with its schedule; load the model's and optimizer's states too.
+        """Go on where `state_dict` was taken, with its plan; load the model's and optimizer's states too.
 
         Raises:
-            ValueError: `state` is not of a sparsifier, of one in the other mode, or of another model.
+            ValueError: `state` is not of a sparsifier, of one that goes another way, or of another model.
         """
-        missing = sorted({"step", "frozen", "measured", "positions", *_CONFIGURED} - set(state))
+        missing = sorted({"step", "frozen", "travelled", "measured", "positions", "plan"} - set(state))
         if missing:
             raise ValueError(f"state: expected the state of a Sparsifier, got one without {missing}")
-        if (state["target"] is None) != (self.target is None):
-            raise ValueError("state: one of the sparsifiers has a target, the other a gamma")
+        plan = Plan.checked(**state["plan"])
+        if (plan.target is None) != (self.plan.target is None):
+            raise ValueError("state: one of the sparsifiers has a target, the other has none")
         if sorted(state["positions"]) != sorted(layer.name for layer in self.layers):
             raise ValueError("state: the names of its layers are not those of this model")
-        for key in ("step", "frozen", *_CONFIGURED):
-            setattr(self, key, state[key])
         for layer in self.layers:
             for user, positions in zip(layer.users, state["positions"][layer.name], strict=True):
                 user.positions[:] = positions
-        self._measured = state["measured"]
-        self._costs.clear()
+        self.step, self.frozen, self.plan = state["step"], state["frozen"], plan
+        self._costs = Costs(self.layers, plan.cost_weights, state["measured"], self._group)
+        self._way = self._make_way()
+        if isinstance(self._way, Shrinking):
+            self._way.travelled = state["travelled"]
 
 
-def _strength(gamma: Any) -> float:
-    if isinstance(gamma, bool) or not isinstance(gamma, int | float):
-        raise TypeError(f"gamma: expected a number, got {gamma!r}")
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma: expected a finite number that is not negative, got {gamma!r}")
-    return float(gamma)
-
-
-def _count(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{where}: expected an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{where}: expected at least 1, got {value}")
-    return value
-
-
-def _check_optimizer(optimizer: Any, layers: list[BlockedLayer]) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer: expected a torch optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    absent = [layer.name for layer in layers if layer.scale.requires_grad and id(layer.scale) not in held]
-    if absent:
-        raise ValueError(
-            f"optimizer: it lacks {len(absent)} of {len(layers)} scales, the first of {absent[0]}: make it "
-            "from fxdbsr.param_groups(model, ...) or model.parameters() after fxdbsr.prepare"
-        )
+def _check_weights(plan: Plan, layers: list[BlockedLayer]) -> None:
+    unknown = sorted(set(plan.cost_weights) - {layer.name for layer in layers})
+    if unknown:
+        raise ValueError(f"cost_weights: no blocked layer is named {unknown[0]!r}; one is {layers[0].name!r}")

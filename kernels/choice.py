@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 
@@ -66,11 +67,18 @@ def choose(
     dilation: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
+    indices: tuple[Tensor, Tensor] | None = None,
+    **seen: Any,
 ) -> tuple[str, str]:
     """(engine, reason) for a conv that keeps `density` of its blocks.
 
-    "auto" takes the device's engine where it can run the conv and the blocks are few enough; a name takes
-    that engine where it can run the conv, and dense where it cannot.
+    "auto" takes the device's engine where it can run the conv and that pays: on a GPU by the roofline of
+    `triton.verdict`, on the CPU where the blocks are few enough. A name takes that engine where it can run the
+    conv, and dense where it cannot.
+
+    Args:
+        indices: `crow_indices`, `col_indices` of the blocks that are kept.
+        seen: what is known of the calls, as `triton.verdict` names it.
     """
     if backend == "dense":
         return "dense", "asked for"
@@ -81,6 +89,11 @@ def choose(
     reason = why_not(engine, grid, stride, padding, dilation, dtype, device)
     if reason is not None:
         return "dense", reason
+    if engine == "triton" and indices is not None:
+        module = engine_module(engine)
+        assert module is not None
+        pays, reason = module.verdict(grid, *indices, stride, padding, dilation, dtype, device, **seen)
+        return engine if pays else "dense", reason
     limit = density_limit(engine, grid)
     comparison = "at most" if density <= limit else "above"
     return (

@@ -2,28 +2,28 @@
 
     y = activation(conv(x, unpack(values)) + bias + residual)
 
-This file checks, plans and calls; `cpu_tile` and `cpu_driver` write the code, `jit` compiles it. A plan
-belongs to one set of sizes and is made when they are first seen; plans share code where they can.
+This file is the engine as the operator sees it: one conv between tensors with channels last. It checks, plans and
+calls; `cpu_tile` and `cpu_steps` write the code, `jit` compiles it, `cpu_layout` and `cpu_plan` say where everything
+lies and who does what. `fxdbsr.network` puts the steps of a whole model together.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
-from fxdbsr.kernels.cpu_driver import ARGUMENTS, module, scratch_elements
-from fxdbsr.kernels.cpu_job import PANEL_BYTES, Job, conflicts, flat_tile, image_tile, split, tile_pixels
-from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.cpu_layout import Layout, Order
+from fxdbsr.kernels.cpu_plan import Geometry, conflicts, packed_input, takes
+from fxdbsr.kernels.cpu_program import Place, Program, conv_of, copy_of
+from fxdbsr.kernels.cpu_steps import Copy
 
 
 def why_not(
@@ -51,9 +51,8 @@ def why_not(
     bo, bc = grid.block_size
     if max(bo, bc) > 128:
         return f"blocks of {bo}x{bc} are larger than 128 a side"
-    if grid.groups > 1 and (min(bo, bc) < 8 or bo > grid.out_channels // grid.groups):
-        size = grid.out_channels // grid.groups, grid.in_channels // grid.groups
-        return f"a group of {size[0]}x{size[1]} channels does not hold a block of at least 8x8"
+    if grid.groups > 1 and bo > grid.out_channels // grid.groups and grid.in_channels // grid.groups > 32:
+        return f"blocks hold several groups, each of more than 32 inputs ({grid.in_channels // grid.groups})"
     return None
 
 
@@ -71,7 +70,7 @@ def tables(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[Tensor]:
-    """No tensors: the code reads the indices themselves. Checks them.
+    """The weights in the order in which the code reads them, where `layout` does not give it. Checks the indices.
 
     Raises:
         ValueError: an index that is not one of `grid`.
@@ -83,7 +82,15 @@ def tables(
         raise ValueError(f"col_indices: expected one for each of the {len(values)} blocks, as in crow_indices")
     if bool(((col_indices < 0) | (col_indices >= columns)).any()):
         raise ValueError(f"col_indices: expected columns 0 to {columns - 1}")
-    return []
+    target = jit.host()
+    return [] if target is None else ordered(grid, values, target)
+
+
+def ordered(grid: BlockGrid, values: Tensor, target: jit.Target) -> list[Tensor]:
+    """The weights in the order that code for `target` reads; nothing where `values` have it by their strides."""
+    bfloat16 = values.dtype == torch.bfloat16
+    order = Order.of(grid, target, bfloat16)
+    return [] if order.is_stored(grid, bfloat16) else [order.weights(values)]
 
 
 def conv(
@@ -102,12 +109,12 @@ def conv(
     groups: int,
     activation: str,
     negative_slope: float,
-    avx512: bool = True,
+    target: jit.Target | None = None,
 ) -> Tensor:
     """`[N, C, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
 
     Args:
-        avx512: use AVX-512 where the machine has it.
+        target: what the code is compiled for, this machine by default; `tables` must be in its order.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
@@ -117,6 +124,7 @@ def conv(
         values.shape,
         values.stride(),
         values.dtype,
+        tuple(t.shape for t in tables),
         in_channels,
         out_channels,
         tuple(stride),
@@ -127,8 +135,8 @@ def conv(
         residual is not None,
         activation,
         negative_slope,
-        torch.get_num_threads() if _parallel else 1,
-        avx512,
+        torch.get_num_threads(),
+        target,
     )
     if not input.is_contiguous(memory_format=torch.channels_last):
         input = input.contiguous(memory_format=torch.channels_last)
@@ -152,33 +160,26 @@ def conv(
     ):
         raise _error(plan, input, values, crow_indices, col_indices, bias, residual)
     output = torch.empty_strided(plan.shape, plan.stride, dtype=dtype)
-    if plan.run is not None:
-        plan.run(
-            input.data_ptr(),
-            output.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            values.data_ptr(),
-            crow_indices.data_ptr(),
-            col_indices.data_ptr(),
-            _scratch(plan.scratch_bytes) if plan.scratch_bytes else 0,
-            *plan.numbers,
-        )
+    if plan.program is not None:
+        weights = tables[0] if tables else values
+        given = (input, output, residual, bias, weights, crow_indices, col_indices)
+        addresses = [0 if t is None else t.data_ptr() for t in given]
+        addresses.append(_scratch(plan.scratch_bytes) if plan.scratch_bytes else 0)
+        plan.program.call(addresses).run()
     return output
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call needs to know; `numbers` are the arguments of the code from nnz on."""
+    """What a call needs to know."""
 
-    run: Callable[..., None] | None
+    program: Program | None
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     crow_shape: tuple[int]
     col_shape: tuple[int]
     bias_shape: tuple[int]
     dtype: torch.dtype
-    numbers: tuple[int, ...]
     scratch_bytes: int
 
 
@@ -211,6 +212,7 @@ def _plan(
     values_shape: tuple[int, ...],
     values_stride: tuple[int, ...],
     dtype: torch.dtype,
+    tables_shape: tuple[tuple[int, ...], ...],
     in_channels: int,
     out_channels: int,
     stride: tuple[int, int],
@@ -222,75 +224,66 @@ def _plan(
     activation: str,
     negative_slope: float,
     threads: int,
-    avx512: bool,
+    target: jit.Target | None,
 ) -> _Plan:
-    """Check the sizes, choose tile, panels and groups of rows, and compile."""
+    """Check the sizes and put the steps together."""
     if len(values_shape) != 5:
         raise ValueError(f"values: expected [nnz, BO, BC, R, S], got {tuple(values_shape)}")
     nnz, bo, bc, r, s = values_shape
     grid = BlockGrid(out_channels, in_channels, (r, s), groups, (bo, bc))
-    target = jit.host(avx512)
+    target = target or jit.host()
     reason = why_not(grid, stride, padding, dilation, dtype, target)
     if reason is not None or target is None:
         raise ValueError(f"values: {reason}")
     if len(input_shape) != 4 or input_shape[1] != in_channels:
         raise ValueError(f"input: expected [N, {in_channels}, H, W], got {tuple(input_shape)}")
-    expected = (bo * bc * r * s, 1, bo, s * bc * bo, bc * bo)
-    if nnz and any(a != b for a, b, n in zip(values_stride, expected, values_shape, strict=True) if n > 1):
-        raise ValueError(f"values: expected the strides {expected} that `layout` gives, got {values_stride}")
+    bfloat16 = dtype == torch.bfloat16
+    conv = Geometry(grid, stride, padding, dilation, bfloat16, bias, activation, negative_slope)
+    order = conv.order(target)
+    if not order.is_stored(grid, bfloat16):
+        expected: tuple[int, ...] = (nnz, r, s, -(-bc // order.unit), order.height, order.unit)
+        if tables_shape != (expected,):
+            raise ValueError(f"tables: expected weights of shape {expected}, as `tables` gives, got {tables_shape}")
+    else:
+        expected = (bo * bc * r * s, 1, bo, s * bc * bo, bc * bo)
+        if nnz and any(a != b for a, b, n in zip(values_stride, expected, values_shape, strict=True) if n > 1):
+            raise ValueError(f"values: expected the strides {expected} that `layout` gives, got {values_stride}")
     n, _, h, w = input_shape
-    p, q = output_size((h, w), (r, s), stride, padding, dilation)
+    p, q = conv.out((h, w))
     if p < 1 or q < 1:
         raise ValueError(f"input: too small for the kernel, {tuple(input_shape)} gives output size {(p, q)}")
-    flat = (r, s) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
-    limits = tile_pixels(target, bo)
-    pixel_bytes = in_channels * (2 if dtype == torch.bfloat16 else 4)
-    pack = (r, s, *padding) != (1, 1, 0, 0) or in_channels // groups % bc != 0
-    if flat:
-        tile = (1, flat_tile(max(n * p * q, 1), limits))
-        tiles, fit, images = ceil(n * p * q / tile[1]), PANEL_BYTES // (tile[1] * pixel_bytes), 1
-    else:
-        tile = image_tile((p, q), limits, r, (h, stride[0], padding[0], dilation[0]))
-        line_bytes = ((q - 1) * (1 if s == 1 else stride[1]) + dilation[1] * (s - 1) + 1) * pixel_bytes
-        rows = (PANEL_BYTES // line_bytes - dilation[0] * (r - 1)) // (1 if r == 1 else stride[0])
-        tiles, fit, images = ceil(p / tile[0]), rows // tile[0], n
-    pack = pack or conflicts(stride[1] * pixel_bytes, tile[1])
-    fit = min(max(fit, 1), max(tiles, 1))
-    panels, row_groups = split(tiles, fit, images, grid.shape[0], threads)
-    panel = ceil(tiles / panels) * tile[1]
-    job = Job(
-        target,
-        dtype == torch.bfloat16,
-        (in_channels, out_channels),
-        groups,
-        (bo, bc),
-        (r, s),
-        stride,
-        padding,
-        dilation,
-        (0, 0) if flat else (h, w),
-        (0, 0) if flat else (p, q),
-        bias,
-        residual,
-        activation,
-        negative_slope if activation == "leaky_relu" else 0.0,
-        tile,
-        flat,
-        pack,
-        1 if flat else fit * tile[0],
-        jit.openmp() is not None,
-    )
+    if max(n * in_channels * (h + 2 * padding[0]) * (w + 2 * padding[1]), n * out_channels * p * q) >= 1 << 31:
+        raise ValueError(f"input: {tuple(input_shape)} makes tensors of more than 2^31 elements")
+    program, scratch = _program(conv, target, n, (h, w), residual, nnz, threads) if n else (None, 0)
     return _Plan(
-        jit.function(module(job), target, len(ARGUMENTS)) if n else None,
+        program,
         (n, out_channels, p, q),
         (p * q * out_channels, 1, q * out_channels, out_channels),
         (grid.shape[0] + 1,),
         (nnz,),
         (out_channels,),
         dtype,
-        (nnz, n * p * q if flat else n, panels, panel, row_groups, threads),
-        scratch_elements(job, panel) * job.bytes * threads,
+        scratch,
     )
+
+
+def _program(
+    conv: Geometry, target: jit.Target, images: int, size: tuple[int, int], residual: bool, nnz: int, threads: int
+) -> tuple[Program, int]:
+    """A copy of the input to scratch where the conv cannot read it well, then the conv; bytes of scratch.
+
+    Buffers: input, output, residual, bias, weights, crow_indices, col_indices, scratch.
+    """
+    x = Layout.channels_last(conv.grid.in_channels, size)
+    y = Layout.channels_last(conv.grid.out_channels, conv.out(size))
+    item, steps, scratch, source = 2 if conv.bfloat16 else 4, [], 0, 0
+    if not takes(conv, target, x) or conflicts(conv.stride[1] * x.pixel * item, min(y.size[1], 14)):
+        packed = packed_input(conv, target, size)
+        steps.append(copy_of(Copy(target, conv.bfloat16, x, packed), images, (Place(0), Place(7))))
+        x, source, scratch = packed, 7, images * packed.image * item + 64
+    places = [Place(source), *(Place(i) for i in range(1, 7))]
+    steps.append(conv_of(conv, target, images, threads, (x, y, y if residual else None), places, nnz))
+    return Program(target, steps, threads), scratch
 
 
 def _scratch(size: int) -> int:
@@ -304,14 +297,3 @@ def _scratch(size: int) -> int:
 
 
 _own = threading.local()
-_parallel = jit.openmp() is not None
-
-
-def _serial_after_fork() -> None:
-    """A forked child has none of its parent's OpenMP threads, and waiting for them would never end."""
-    global _parallel
-    _parallel = False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_serial_after_fork)

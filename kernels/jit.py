@@ -1,8 +1,7 @@
-"""From LLVM IR text to a function in this process: host features, code generation, a private disk cache.
+"""From LLVM IR text to a function in this process: host features, code generation.
 
-Object code is kept under `FXDBSR_CACHE`, else `XDG_CACHE_HOME/fxdbsr`, else `~/.cache/fxdbsr`, one file a
-module, named by the hash of IR, triple, CPU, features and LLVM version, and led by the hash of its content. A
-folder that others own or may write to is not used; nothing on disk can stop a compilation.
+Object code is kept on disk (`cache`), one file a module, named by the hash of IR, triple, CPU, features and LLVM
+version. Nothing on disk can stop a compilation.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
-import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads")  # what code calls the runtime's functions
+from fxdbsr.kernels import cache as disk
+
+# what code calls the runtime's functions
+OPENMP = ("fxdbsr_parallel", "fxdbsr_thread", "fxdbsr_threads", "fxdbsr_barrier")
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Target:
         lanes: float32 in a vector register.
         registers: vector registers.
         vectors: vectors of outputs that a tile holds for each pixel.
-        halves: multiplies two half vectors as fast as a whole one.
         bfloat16: has bfloat16 dot products accumulating in float32.
+        tiles: has tile registers that multiply bfloat16 (AMX).
     """
 
     triple: str
@@ -46,8 +45,8 @@ class Target:
     lanes: int
     registers: int
     vectors: int
-    halves: bool = False
     bfloat16: bool = False
+    tiles: bool = False
 
 
 def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None:
@@ -55,7 +54,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
     flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if features.get("avx512f"):
         wide = features.get("avx512bf16", False) and features.get("avx512vl", False)
-        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, cpu == "znver4", wide)
+        tiles = wide and features.get("amx-tile", False) and features.get("amx-bf16", False)
+        return Target(triple, cpu, f"{flags},-prefer-256-bit", 16, 32, 2, wide, tiles)
     if features.get("avx2") and features.get("fma"):
         return Target(triple, cpu, flags, 8, 16, 2)
     if triple.startswith(("aarch64", "arm64")):
@@ -64,8 +64,8 @@ def target_of(triple: str, cpu: str, features: dict[str, bool]) -> Target | None
 
 
 @cache
-def host(avx512: bool = True) -> Target | None:
-    """The target of this machine, or of a machine that lacks AVX-512 but is like it otherwise.
+def host(avx512: bool = True, amx: bool = True) -> Target | None:
+    """The target of this machine, or of a machine that lacks AVX-512 or AMX but is like it otherwise.
 
     Raises:
         ImportError: llvmlite is not installed.
@@ -74,26 +74,33 @@ def host(avx512: bool = True) -> Target | None:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    features = {
-        name: on and (avx512 or not name.startswith("avx512")) for name, on in llvm.get_host_cpu_features().items()
-    }
+    features = dict(llvm.get_host_cpu_features())
+    amx = amx and avx512 and features.get("amx-bf16", False) and _may_use_tiles()
+    for name in features:
+        if (name.startswith("avx512") and not avx512) or (name.startswith("amx") and not amx):
+            features[name] = False
     return target_of(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
 
 
+def _may_use_tiles() -> bool:
+    """Ask the system for the use of tile registers, which Linux gives to a process that asks."""
+    return bool(torch.cpu._init_amx())
+
+
 @cache
-def openmp() -> tuple[int, int, int] | None:
-    """Addresses of `GOMP_parallel`, `omp_get_thread_num`, `omp_get_num_threads` in torch's OpenMP runtime.
+def openmp() -> tuple[int, ...] | None:
+    """Addresses of what `OPENMP` names: `GOMP_parallel` and its kin in torch's OpenMP runtime.
 
     Looked up through the library that torch computes with, so the runtime is the one whose threads torch
     uses already; None where that has no GNU entry points (macOS, Windows).
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        first, second, third = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
     except (OSError, AttributeError):
         return None
-    return (first, second, third) if first and second and third else None
+    return tuple(address for address in addresses if address)
 
 
 def object_code(text: str, target: Target) -> bytes:
@@ -112,38 +119,57 @@ def object_code(text: str, target: Target) -> bytes:
     return bytes(_machine(target).emit_object(module))
 
 
+def key(text: str, target: Target) -> str:
+    """The name under which the disk holds the code of `text` for `target` by this version of LLVM."""
+    import llvmlite.binding as llvm
+
+    parts = (text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A function in this process; its code lives as long as this does."""
+
+    address: int
+    engine: Any
+
+
 def function(text: str, target: Target, arguments: int) -> Callable[..., None]:
     """`@run` of the module `text`, which takes that many 64-bit integers and returns nothing.
 
     The call releases the global interpreter lock.
     """
-    with _lock:
-        return _function(text, target, arguments)
-
-
-@cache
-def _function(text: str, target: Target, arguments: int) -> Callable[..., None]:
-    import llvmlite.binding as llvm
-
-    key = "\0".join((text, target.triple, target.cpu, target.features, str(llvm.llvm_version_info)))
-    name = hashlib.sha256(key.encode()).hexdigest()
-    code = _read(name)
-    if code is None:
-        code = object_code(text, target)
-        _write(name, code)
-    for symbol, address in zip(OPENMP, openmp() or (), strict=False):
-        llvm.add_symbol(symbol, address)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    run = prototype(engine.get_function_address("run"))
-    _engines.append(engine)
+    compiled = load(text, target, "run")
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(compiled.address)
+    run.compiled = compiled  # type: ignore[attr-defined]
     return run
 
 
+def load(text: str, target: Target, name: str) -> Compiled:
+    """The function `name` of the module `text`, from the disk where it was compiled before."""
+    with _lock:
+        return _load(text, target, name)
+
+
+@lru_cache(maxsize=512)
+def _load(text: str, target: Target, function: str) -> Compiled:
+    import llvmlite.binding as llvm
+
+    name = key(text, target)
+    code = disk.read(name)
+    if code is None:
+        code = object_code(text, target)
+        disk.write(name, code)
+    for symbol, place in zip(OPENMP, openmp() or (), strict=False):
+        llvm.add_symbol(symbol, place)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Compiled(engine.get_function_address(function), engine)
+
+
 _lock = threading.Lock()
-_engines: list[Any] = []  # the code lives as long as these
 
 
 def _renew_lock() -> None:
@@ -161,58 +187,3 @@ def _machine(target: Target) -> Any:
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, jit=True
     )
-
-
-def _folder() -> Path | None:
-    """The cache folder, made where it is missing; None where it cannot be used safely."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("FXDBSR_CACHE") or Path(base) / "fxdbsr")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sys.platform != "win32":
-            status = folder.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                _warn(f"code cache {folder} belongs to or is writable for other users: not used")
-                return None
-    except OSError as error:
-        _warn(f"code cache {folder} cannot be used: {error}")
-        return None
-    return folder
-
-
-def _read(name: str) -> bytes | None:
-    folder = _folder()
-    try:
-        content = (folder / name).read_bytes() if folder else b""
-    except OSError:
-        return None
-    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
-
-
-def _write(name: str, code: bytes) -> None:
-    folder = _folder()
-    if folder is None:
-        return
-    try:
-        handle, path = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(path, folder / name)
-    except OSError as error:
-        _warn(f"code cache {folder} cannot be written: {error}")
-
-
-@cache
-def _warn_once() -> Callable[[str], None]:
-    said: list[str] = []
-
-    def warn(message: str) -> None:
-        if not said:
-            said.append(message)
-            warnings.warn(message, stacklevel=4)
-
-    return warn
-
-
-def _warn(message: str) -> None:
-    _warn_once()(message)

@@ -55,6 +55,8 @@ class Code:
         a, b = str(a), str(b)
         if operation in _FOLD and a.lstrip("-").isdigit() and b.lstrip("-").isdigit():
             return str(_FOLD[operation](int(a), int(b)))
+        if operation == "urem" and b == "1":
+            return "0"
         neutral = "1" if operation in ("mul", "sdiv", "udiv") else "0"
         if b == neutral and operation not in ("srem", "urem", "and"):
             return a
@@ -94,6 +96,33 @@ class Code:
     def index(self, pointer: str, index: str | int) -> str:
         """`pointer[index]` of an int32 array, as i64."""
         return self.value(f"zext i32 {self.load(self.at(pointer, index, 'i32'), 'i32', 4)} to i64")
+
+    def shuffle(self, type: str, a: str, b: str, lanes: int, order: Sequence[int]) -> str:
+        """The lanes `order` of two vectors of so many lanes, those of `b` counted on from those of `a`."""
+        lane, vector = ", ".join(f"i32 {i}" for i in order), f"<{lanes} x {type}>"
+        return self.value(f"shufflevector {vector} {a}, {vector} {b}, <{len(order)} x i32> <{lane}>")
+
+    def floats(self, pointer: str, index: int, n: int, count: int, bfloat16: bool) -> str:
+        """N float32 lanes from `count` elements at `pointer[index]`, the rest zero."""
+        element, size = ("i16", 2) if bfloat16 else ("float", 4)
+        raw = self.load(self.at(pointer, index, element), f"<{count} x {element}>", size)
+        if bfloat16:
+            wide = self.value(f"zext <{count} x i16> {raw} to <{count} x i32>")
+            wide = self.value(f"shl <{count} x i32> {wide}, <{', '.join(['i32 16'] * count)}>")
+            raw = self.value(f"bitcast <{count} x i32> {wide} to <{count} x float>")
+        return (
+            raw
+            if n == count
+            else self.shuffle("float", raw, "zeroinitializer", count, [min(i, count) for i in range(n)])
+        )
+
+    def store_floats(self, value: str, n: int, pointer: str, index: int, count: int, bfloat16: bool) -> None:
+        """The first `count` of the n float32 lanes of `value` to `pointer[index]`."""
+        kind, element, size = ("bfloat", "i16", 2) if bfloat16 else ("float", "float", 4)
+        value = value if n == count else self.shuffle("float", value, "poison", n, range(count))
+        if bfloat16:
+            value = self.value(f"fptrunc <{count} x float> {value} to <{count} x bfloat>")
+        self.emit(f"store <{count} x {kind}> {value}, ptr {self.at(pointer, index, element)}, align {size}")
 
     def loop(
         self,

@@ -2,13 +2,16 @@
 
     y = activation(conv(x, unpack(values)) + bias + residual)
 
-This file is the engine's face: what it can run, what it prepares, what it calls. `triton_pack` makes the
-tables, `triton_plan` chooses tiles, `triton_gather` holds the kernel. The tables carry a copy of the weights
-in the order in which the kernel reads them: after a change of `values`, make them anew. With
-TRITON_INTERPRET=1 in the environment before this module is imported, it runs, slowly, on CPU tensors.
+This file is the engine's face: what it can run, when that pays, what it prepares. `triton_forms` lists the forms
+in which a conv can run, `triton_pack` makes a form's tables, `triton_plan` chooses tiles, `triton_gather` and
+`triton_bitmask` hold the kernels, `triton_run` launches them, `triton_roofline` says whether dense is faster. The
+tables carry a copy of the weights in the order in which the kernel reads them: after a change of `values`, make
+them anew. With TRITON_INTERPRET=1 in the environment before this module is imported, it runs, slowly, on CPU
+tensors.
 
-float32 follows cuDNN's switch for convs (`torch.backends.cudnn.conv.fp32_precision`, formerly `allow_tf32`):
-tf32 where it is on, which is PyTorch's default, ieee otherwise. Sums are float32 always.
+float32 follows cuDNN's switch for convs (`torch.backends.cudnn.conv.fp32_precision`, formerly `allow_tf32`) as
+it stands when the tables are made: tf32 where it is on, which is PyTorch's default, ieee otherwise. Sums are
+float32 always.
 """
 
 from __future__ import annotations
@@ -17,30 +20,23 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.geometry import empty_output, output_size
-from fxdbsr.kernels.triton_call import Call
-from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
-from fxdbsr.kernels.triton_pack_bitmask import pack_bitmask, why_not_bitmask
-from fxdbsr.kernels.triton_plan import (
-    BITMASK_CONFIGS,
-    DTYPES,
-    adapt,
-    choose_tile,
-    packed_weights,
-    precision_of,
-)
-from fxdbsr.kernels.triton_roofline import why_dense
+from fxdbsr.kernels.triton_configs import tiles
+from fxdbsr.kernels.triton_device import device_of
+from fxdbsr.kernels.triton_forms import BITMASK_ROWS, ROWS, TALLEST, Form, by_work, why_not_bitmask
+from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_pack import pack
+from fxdbsr.kernels.triton_pack_bitmask import pack_bitmask
+from fxdbsr.kernels.triton_plan import DTYPES, KERNELS, Choice, packed_weights, precision_of
+from fxdbsr.kernels.triton_roofline import SIZE, why_dense, why_sparse
+from fxdbsr.kernels.triton_rows import column_masks
+from fxdbsr.kernels.triton_run import conv
 
-__all__ = ["conv", "layout", "packed_weights", "tables", "why_dense", "why_not", "why_not_bitmask"]
-
-LIMIT = 2**31
-INPUT_PRECISION = {"16": "ieee", "tf32": "tf32", "ieee": "ieee", "3xtf32": "3xtf32"}
+__all__ = ["conv", "layout", "packed_weights", "tables", "verdict", "why_not"]
 
 
 def why_not(
@@ -79,6 +75,48 @@ def why_not(
     return None
 
 
+def verdict(
+    grid: BlockGrid,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    size: tuple[int, int, int] | None = None,
+    bias: bool = True,
+    residual: bool = False,
+    activation: str = "relu",
+    precision: str | None = None,
+) -> tuple[bool, str]:
+    """(whether this engine should run the conv, why), by `triton_roofline`; of convs that `why_not` lets pass.
+
+    Args:
+        size: images, height and width of the input; None: large enough to fill the GPU.
+        bias, residual, activation: the epilogue, which a dense conv may have to run as kernels of their own.
+        precision: "3xtf32" where float32 may be formed so.
+    """
+    images, *plane = size or SIZE
+    layer = Layer(
+        grid,
+        images,
+        (plane[0], plane[1]),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+        (dilation[0], dilation[1]),
+        dtype,
+        column_masks(crow_indices.tolist(), col_indices.tolist()),
+        bias,
+        residual,
+        activation,
+        precision == "3xtf32",
+    )
+    model = device_of(device)
+    reason = why_dense(layer, model)
+    return (True, why_sparse(layer, model)) if reason is None else (False, reason)
+
+
 def layout(values: Tensor) -> Tensor:
     """`values [nnz, BO, BC, R, S]`, contiguous: the kernel reads the copy in the tables."""
     return values.contiguous()
@@ -93,153 +131,90 @@ def tables(
     padding: Sequence[int],
     dilation: Sequence[int],
     rows_per_union: int | None = None,
-    kernel: str = "gather",
+    kernel: str | None = None,
     precision: str | None = None,
+    tile: int | None = None,
+    splits: int = 1,
+    pixels: int = 0,
 ) -> list[Tensor]:
-    """`[entries, pointers, weights, outputs]` as `triton_gather` describes them; they serve any input size.
+    """What `conv` needs beside the values, as `triton_gather` or `triton_bitmask` describes it; for any input size.
+
+    The last six arguments are what `triton_tune.candidates` lists and what `triton_tune.tune` finds.
 
     Args:
         rows_per_union: rows of blocks that share an activation tile, 1, 2 or 4; None lets the planner choose.
-        kernel: "gather", or "bitmask" where `why_not_bitmask` allows it; then `triton_bitmask` describes the
-            tables, five of them.
+        kernel: "gather", or "bitmask" where `why_not_bitmask` allows it; None lets the planner choose.
         precision: "3xtf32" for float32 accuracy on tensor cores (gather kernel); None as the module says.
+        tile: index into `triton_configs.tiles` for calls with `pixels` output pixels; None lets the planner choose.
+        splits: splits of the reduction that go with `tile`.
 
     Raises:
-        ValueError: the kernel cannot run the conv; an unknown kernel or precision.
+        ValueError: the kernel cannot run the conv; an unknown kernel, precision or tile.
     """
+    form = _form(grid, values, crow_indices, col_indices, rows_per_union, kernel, precision)
+    make = pack if form.kernel == "gather" else pack_bitmask
+    made = make(grid, values, crow_indices, col_indices, form)
+    if tile is not None:
+        target, taps = device_of(values.device).target, prod(grid.kernel_size)
+        known = tiles(target, form.precision, made[4].shape[1], made[3].shape[-1], taps)
+        if form.kernel != "gather" or not 0 <= tile < len(known):
+            raise ValueError(f"tile: expected one of the {len(known)} tiles of the gather kernel, got {tile}")
+        made[0] = Choice("gather", form.precision, tile, splits, pixels).as_table(values.device)
+    return made
+
+
+def _form(
+    grid: BlockGrid,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    rows_per_union: int | None,
+    kernel: str | None,
+    precision: str | None,
+) -> Form:
+    """The form asked for, what was left open chosen by work."""
+    device = device_of(values.device)
+    resolved = precision_of(values.dtype) if precision is None else precision
     if precision is not None:
-        reason = _why_not_precise(precision, values.dtype, kernel)
+        reason = why_not_precise(precision, values.dtype, kernel)
         if reason is not None:
             raise ValueError(f"precision: {reason}")
+    if resolved == "tf32" and device.target.startswith("hip") and device.target != "hip:gfx942":
+        resolved = "ieee"  # no other AMD GPU multiplies tf32
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {KERNELS}, got {kernel!r}")
     if kernel == "bitmask":
-        reason = why_not_bitmask(grid, values.dtype)
+        reason = why_not_bitmask(grid, resolved)
         if reason is not None:
             raise ValueError(f"kernel: {reason}")
-        return pack_bitmask(grid, values, crow_indices, col_indices)
-    if kernel != "gather":
-        raise ValueError(f"kernel: expected gather or bitmask, got {kernel!r}")
-    return pack(grid, values, crow_indices, col_indices, rows_per_union, precision)
+        return Form("bitmask", BITMASK_ROWS, resolved)
+    if rows_per_union is not None:
+        _check_rows(grid, rows_per_union)
+        return Form("gather", rows_per_union, resolved)
+    columns = column_masks(crow_indices.tolist(), col_indices.tolist())
+    found = by_work(grid, columns, resolved, values.element_size(), device)
+    return next(form for form in found if kernel in (None, form.kernel))
 
 
-def _why_not_precise(precision: str, dtype: torch.dtype, kernel: str) -> str | None:
+def _check_rows(grid: BlockGrid, rows_per_union: int) -> None:
+    if rows_per_union not in ROWS:
+        raise ValueError(f"rows_per_union: expected 1, 2 or 4, got {rows_per_union}")
+    height = min(grid.block_size[0], grid.out_channels // grid.groups)
+    if rows_per_union > 1 and rows_per_union * height > TALLEST:
+        raise ValueError(f"rows_per_union: expected at most {TALLEST} outputs, got {rows_per_union} rows of {height}")
+
+
+def why_not_precise(precision: str, dtype: torch.dtype, kernel: str | None) -> str | None:
+    """A sentence that says why products cannot be formed with `precision`; None where they can."""
     if precision != "3xtf32":
         return f"expected 3xtf32 or None, got {precision!r}"
     if dtype != torch.float32:
         return f"3xtf32 is for float32, the weights are {dtype}"
-    if kernel != "gather":
-        return f"3xtf32 is for the gather kernel, not {kernel}"
-    import triton
-
+    if kernel == "bitmask":
+        return "3xtf32 is for the gather kernel, not bitmask"
     if torch.version.hip:
         return "3xtf32 runs on NVIDIA GPUs"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-        return f"3xtf32 needs Triton 3.7, which orders copies before wgmma; this is {triton.__version__}"
     return None
-
-
-def conv(
-    input: Tensor,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    tables: Sequence[Tensor],
-    in_channels: int,
-    out_channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    negative_slope: float,
-) -> Tensor:
-    """`[N, I, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
-
-    Raises:
-        ValueError: tables that are not this engine's, or made for another dtype or device; an image of 2**31
-            elements and more.
-    """
-    _check_tables(input, tables)
-    run = _run_gather if len(tables) == 4 else _run_bitmask
-    kernel_size = values.shape[3:]
-    spatial = output_size(input.shape[2:], kernel_size, stride, padding, dilation)
-    output = empty_output(input, out_channels, spatial)
-    images = _images_per_launch(input, output)
-    input = input.contiguous(memory_format=torch.channels_last)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    # Triton launches on the current device
-    with torch.cuda.device_of(input):
-        for start in range(0, input.shape[0], images):
-            part = slice(start, start + images)
-            call = Call(
-                input[part],
-                bias,
-                None if residual is None else residual[part],
-                output[part],
-                kernel_size,
-                stride,
-                padding,
-                dilation,
-                activation,
-                negative_slope,
-            )
-            run(call, tables, values.shape, groups)
-    return output
-
-
-def _check_tables(input: Tensor, tables: Sequence[Tensor]) -> None:
-    """Raise ValueError where the tables do not go with the input."""
-    if len(tables) not in (4, 5):
-        raise ValueError(f"tables: expected the 4 or 5 that `tables` makes, got {len(tables)}")
-    weights = tables[2]
-    if weights.device != input.device:
-        raise ValueError(f"tables: expected on the device of input, {input.device}, got {weights.device}")
-    if weights.dtype != input.dtype or (weights.dim() == 4 and input.dtype != torch.float32):
-        raise ValueError(f"tables: expected tables made for {input.dtype}, got {weights.dtype}; make them anew")
-
-
-def _run_gather(call: Call, tables: Sequence[Tensor], values_shape: Sequence[int], groups: int) -> None:
-    """Run the gather kernel with the tile that the shapes lead to."""
-    from fxdbsr.kernels import triton_gather
-
-    bo, bc = values_shape[1:3]
-    steps, *split, lanes, depth = tables[2].shape
-    unions = tables[3].shape[0]
-    precision = "3xtf32" if split else precision_of(call.input.dtype)
-    device = _device(call.input.device)
-    taps = prod(call.kernel_size)
-    tile, splits = choose_tile(call.pixels, unions, steps, lanes, depth, taps, precision, *device)
-    partial = None
-    if splits > 1:
-        size = (splits, call.output.numel())
-        partial = torch.empty(size, dtype=torch.float32, device=call.input.device)
-    width = entry_width(call.input.shape[1], bc, groups, depth)
-    run = run_length(call.output.shape[1], bo, groups)
-    triton_gather.launch(call, tables, partial, width, run, INPUT_PRECISION[precision], tile)
-
-
-def _run_bitmask(call: Call, tables: Sequence[Tensor], values_shape: Sequence[int], groups: int) -> None:
-    """Run the bitmask kernel."""
-    from fxdbsr.kernels import triton_bitmask
-
-    bo, bc = values_shape[1:3]
-    precision = precision_of(call.input.dtype)
-    # ieee products only where tf32 was switched off after conversion: slow, but right
-    config = BITMASK_CONFIGS["16" if precision == "16" else "tf32", bo, bc]
-    tile = adapt(config, bc, prod(call.kernel_size), _device(call.input.device)[1])
-    triton_bitmask.launch(call, tables, INPUT_PRECISION[precision], tile)
-
-
-def _images_per_launch(input: Tensor, output: Tensor) -> int:
-    """Images that fit 32-bit offsets at a time."""
-    batch = max(input.shape[0], 1)
-    for name, tensor in (("input", input), ("output", output)):
-        if tensor.numel() // batch >= LIMIT:
-            raise ValueError(f"{name}: expected fewer than 2**31 elements an image, got {tuple(tensor.shape)}")
-    largest = max(input.numel(), output.numel()) // batch
-    return max(1, min(batch, (LIMIT - 1) // max(largest, 1)))
 
 
 @cache
@@ -257,14 +232,3 @@ def _interpreted() -> bool:
     from fxdbsr.kernels import triton_gather
 
     return not isinstance(triton_gather.gather_kernel, triton.JITFunction)
-
-
-@cache
-def _device(device: torch.device) -> tuple[int, str]:
-    """Streaming multiprocessors and "cuda:<capability>" or "hip:<arch>"; an H200's for the interpreter."""
-    if device.type != "cuda":
-        return 132, "cuda:90"
-    properties: Any = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return properties.multi_processor_count, f"hip:{properties.gcnArchName.split(':')[0]}"
-    return properties.multi_processor_count, f"cuda:{properties.major}{properties.minor}"

@@ -26,9 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fxdbsr.kernels.triton_call import Call
-from fxdbsr.kernels.triton_epilogue import finish
-from fxdbsr.kernels.triton_gather import pixel_offsets
-from fxdbsr.kernels.triton_plan import Tile
+from fxdbsr.kernels.triton_configs import Tile
+from fxdbsr.kernels.triton_epilogue import finish_lanes
+from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, tap_inside
 
 ROWS = 4
 
@@ -37,34 +37,6 @@ ROWS = 4
 def load_block(weight_ptrs, tile, taken, n, BN: tl.constexpr, BK: tl.constexpr):
     """The weights of one tile, or zeros that cost no traffic where the row has no block."""
     return tl.load(weight_ptrs + tile.to(tl.int64) * (BN * BK), mask=n[:, None] < taken * BN, other=0.0)
-
-
-@triton.jit
-def finish_row(
-    acc,
-    m,
-    pixels,
-    outputs_ptr,
-    bias_ptr,
-    residual_ptr,
-    y_ptr,
-    slope,
-    O: tl.constexpr,  # noqa: E741
-    BN: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """Epilogue and store of one row of blocks."""
-    o = tl.load(outputs_ptr + tl.arange(0, BN))
-    o = tl.max_contiguous(tl.multiple_of(o, 16), 16)
-    live = (m < pixels)[:, None] & tl.max_constancy(o < O, 16)[None, :]
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
-    else:
-        bias = tl.full((1, BN), 0.0, tl.float32)
-    index = m[:, None] * O + o[None, :]
-    finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
 
 @triton.jit
@@ -122,15 +94,10 @@ def bitmask_kernel(
     entry = tl.load(entries_ptr + first)
     block = tl.load(blocks_ptr + first)
     for step in tl.range(first, last, num_stages=STAGES):
-        r = (entry >> 24) & 7
-        s = entry >> 27
-        offset = (entry & 0xFFFFFF) + (r * (DH * W) + s * DW) * C
-        x_ptrs = pixel_ptrs + tl.multiple_of(offset, 16)
+        channel, r, s = decode(entry)
+        x_ptrs = pixel_ptrs + tl.multiple_of(channel + (r * (DH * W) + s * DW) * C, 16)
         if PH > 0 or PW > 0:
-            inside = (bits >> (r * S + s)) & 1
-            if R * S > 31:
-                inside = (bits >> r) & (bits >> (8 + s)) & 1
-            x = tl.load(x_ptrs, mask=(inside != 0)[:, None], other=0.0, cache_modifier=CACHE)
+            x = tl.load(x_ptrs, mask=tap_inside(bits, r, s, R, S)[:, None], other=0.0, cache_modifier=CACHE)
         else:
             x = tl.load(x_ptrs, cache_modifier=CACHE)
         taken0 = block & 1
@@ -152,27 +119,27 @@ def bitmask_kernel(
             acc2 = tl.dot(x, tl.trans(w2), acc2, input_precision=PRECISION)
         if taken3 != 0:
             acc3 = tl.dot(x, tl.trans(w3), acc3, input_precision=PRECISION)
-    lane_ptr = outputs_ptr + union * (4 * BN)
-    finish_row(
-        acc0, m, pixels, lane_ptr, bias_ptr, residual_ptr, y_ptr, slope,
-        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    lanes_ptr = outputs_ptr + union * (4 * BN)
+    finish_lanes(
+        acc0, m, pixels, lanes_ptr, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, 16, False, HAS_BIAS, HAS_RESIDUAL, ACTIVATION, False,
     )  # fmt: skip
-    finish_row(
-        acc1, m, pixels, lane_ptr + BN, bias_ptr, residual_ptr, y_ptr, slope,
-        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    finish_lanes(
+        acc1, m, pixels, lanes_ptr + BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, 16, False, HAS_BIAS, HAS_RESIDUAL, ACTIVATION, False,
     )  # fmt: skip
-    finish_row(
-        acc2, m, pixels, lane_ptr + 2 * BN, bias_ptr, residual_ptr, y_ptr, slope,
-        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    finish_lanes(
+        acc2, m, pixels, lanes_ptr + 2 * BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, 16, False, HAS_BIAS, HAS_RESIDUAL, ACTIVATION, False,
     )  # fmt: skip
-    finish_row(
-        acc3, m, pixels, lane_ptr + 3 * BN, bias_ptr, residual_ptr, y_ptr, slope,
-        O, BN, HAS_BIAS, HAS_RESIDUAL, ACTIVATION,
+    finish_lanes(
+        acc3, m, pixels, lanes_ptr + 3 * BN, bias_ptr, residual_ptr, y_ptr, slope,
+        O, BN, 16, False, HAS_BIAS, HAS_RESIDUAL, ACTIVATION, False,
     )  # fmt: skip
 
 
 def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> None:
-    """Fill `call.output`; `precision` is `input_precision` of the matrix product."""
+    """Fill `call.output`; `precision` is one of `triton_configs.PRECISIONS`."""
     entries, pointers, weights, outputs, blocks = tables
     unions = outputs.shape[0]
     bitmask_kernel[(unions * triton.cdiv(call.pixels, tile.pixels),)](
@@ -190,7 +157,7 @@ def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> 
         BM=tile.pixels,
         BN=tile.outputs,
         BK=tile.depth,
-        PRECISION=precision,
+        PRECISION="tf32" if precision == "tf32" else "ieee",
         CACHE=tile.cache,
         STAGES=tile.stages,
         num_warps=tile.warps,

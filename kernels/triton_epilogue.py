@@ -49,6 +49,46 @@ def finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL: tl.
 
 
 @triton.jit
+def finish_lanes(
+    acc,
+    m,
+    pixels,
+    lanes_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    slope,
+    O: tl.constexpr,  # noqa: E741
+    BN: tl.constexpr,
+    RUN: tl.constexpr,
+    FULL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    """Finish `acc [BM, BN]`: lane n holds output channel `lanes_ptr[n]`, or nothing where that is O or more.
+
+    RUN lanes in a row are neighbouring channels, the first one a multiple of RUN; FULL: every lane is a channel.
+    PARTIAL: store `acc` as it is, for `reduce_kernel`.
+    """
+    o = tl.load(lanes_ptr + tl.arange(0, BN))
+    o = tl.max_contiguous(tl.multiple_of(o, RUN), RUN)
+    index = m[:, None] * O + o[None, :]
+    live = (m < pixels)[:, None]
+    if not FULL:
+        live = live & tl.max_constancy(o < O, RUN)[None, :]
+    if PARTIAL:
+        tl.store(y_ptr + index, acc, mask=live)
+    else:
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+        else:
+            bias = tl.full((1, BN), 0.0, tl.float32)
+        finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+
+
+@triton.jit
 def reduce_kernel(
     partial_ptr,
     bias_ptr,
@@ -64,11 +104,12 @@ def reduce_kernel(
     BLOCK: tl.constexpr,
 ):
     """Add the partial sums of `elements = pixels * O` outputs in the order of the splits, and finish them."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = index < elements
     acc = tl.load(partial_ptr + index, mask=live, other=0.0)
-    for split in range(1, SPLITS):
-        acc += tl.load(partial_ptr + split * elements + index, mask=live, other=0.0)
+    for _ in range(1, SPLITS):
+        partial_ptr += elements
+        acc += tl.load(partial_ptr + index, mask=live, other=0.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + index % O, mask=live, other=0.0).to(tl.float32)
     else:

@@ -1,175 +1,139 @@
 """Whether a layer is faster dense or block-sparse: a roofline model, not a measurement.
 
-    dense  = launch + max(FLOP / (0.8 peak), bytes / bandwidth, latency)
-    sparse = launch + max(waves * (fixed + steps * step_clocks * BM/128) / clock, bytes / bandwidth, latency)
+    sparse = launch + max(work, bytes / bandwidth, latency)
+    dense  = the faster of what cuDNN can be called for:
+        its conv, then a pass over memory for each of bias, residual and activation
+        `torch.cudnn_convolution_relu` / `torch.cudnn_convolution_add_relu`, where the epilogue is theirs
 
-bytes: input, output, residual and the stored weights, each touched once (a strided 1x1 conv reads only the
-pixels that it needs). FLOP: two a product. waves: programs of the gather kernel over processors, rounded up.
-latency: 1500 clocks and 60 for each step along the reduction. The dense candidate is cuDNN's conv with ReLU
-and residual fused, which reaches four fifths of the peak. Numbers default to an NVIDIA H200's data sheet.
-Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
+The third dense candidate, this engine's kernels with all blocks, is beaten by the same kernels with the blocks
+that are kept; its time says how much of a gain is the fused epilogue's and how much is sparsity's.
 
-Columns of a union are estimated from the share of stored blocks d as 1 - (1 - d)^G, times what clustering of
-rows saves (0.86 for G = 2, 0.80 for 4), at least d.
+work: waves of programs times (fixed + steps * step) clocks by `triton_cost`. bytes: input, output, residual and
+the weights that are kept, each touched once (a strided 1x1 conv reads only the pixels that it needs). latency:
+1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch + max(FLOP / (0.8 peak), bytes /
+bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
+
+Where the size of the input is not known, it is taken to be large: SIZE pixels of output.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 
 import torch
 
-from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.geometry import output_size
-from fxdbsr.kernels.triton_plan import FLOP_PER_CLOCK, choose_tile, lanes, precision_of, step_clocks
+from fxdbsr.kernels.dense import why_unfused
+from fxdbsr.kernels.triton_cost import fixed_clocks
+from fxdbsr.kernels.triton_device import H200, Device
+from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
+from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_plan import choose_tile
 
-CLUSTERING = {1: 1.0, 2: 0.86, 4: 0.80}
-FIXED_CLOCKS = 1000
 MARGIN = 1.05
-PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32"}
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the model knows of a GPU.
-
-    Args:
-        processors: streaming multiprocessors.
-        clock: clocks a second.
-        bandwidth: bytes a second of device memory.
-        launch: seconds that any kernel costs.
-        efficiency: share of the peak that the dense candidate reaches.
-        vendor: as in `triton_plan.choose_tile`.
-    """
-
-    processors: int = 132
-    clock: float = 1.83e9
-    bandwidth: float = 4.8e12
-    launch: float = 2e-6
-    efficiency: float = 0.8
-    vendor: str = "cuda:90"
-
-    def peak(self, precision: str) -> float:
-        """FLOP a second."""
-        return FLOP_PER_CLOCK[precision] * self.processors * self.clock
-
-
-H200 = Device()
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One conv at one input size.
-
-    Args:
-        size: input height and width.
-        density: share of the blocks that are stored, 0 to 1.
-    """
-
-    grid: BlockGrid
-    batch: int
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    dtype: torch.dtype
-    density: float
-    residual: bool = False
-
-    @property
-    def pixels(self) -> int:
-        """Output pixels, N*P*Q."""
-        spatial = output_size(self.size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
-        return self.batch * prod(spatial)
-
-    def bytes(self, density: float) -> int:
-        """Bytes of device memory touched, with that share of the weights."""
-        grid = self.grid
-        read = self.batch * prod(self.size)
-        if prod(grid.kernel_size) == 1:
-            read = min(read, self.pixels)
-        elements = read * grid.in_channels + self.pixels * grid.out_channels * (2 if self.residual else 1)
-        return round((elements + prod(grid.weight_shape) * density) * self.dtype.itemsize)
+SIZE = (32, 56, 56)  # images, height, width
+PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The cheapest of the gather kernel's forms, and the dense conv beside it; times in seconds.
+    """The cheapest way to run the layer sparse and dense; times in seconds.
 
     Args:
-        ceiling: how much faster than dense the layer could be if the sparse kernel met the roofline.
+        form: of the sparse kernels.
+        library: what of cuDNN runs the dense conv fastest.
+        dense: its time.
+        dense_triton: the time of this engine's kernels with all blocks.
+        ceiling: how much faster than `dense` the layer could be if a kernel met the roofline.
     """
 
-    rows_per_union: int
+    form: Form
     sparse: float
+    library: str
     dense: float
+    dense_triton: float
     ceiling: float
 
 
-def dense_seconds(layer: Layer, device: Device = H200) -> float:
-    """Seconds of the dense conv."""
-    precision = precision_of(layer.dtype)
+def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
+    """Seconds of every conv of cuDNN that can be called, with its epilogue, by its name."""
+    epilogue = [2 * layer.bias, 3 * layer.residual, 2 * (layer.activation != "none")]  # reads and writes of the output
+    passes = sum(device.launch + n * layer.output_bytes / device.bandwidth for n in epilogue if n)
+    found = {"cuDNN conv and epilogue kernels": _cudnn(layer, False, device) + passes}
+    unfused = why_unfused(torch.device("cuda"), layer.dtype, 2, layer.grid.groups, layer.activation)
+    if unfused is None and device.target.startswith("cuda"):
+        name = "cudnn_convolution_add_relu" if layer.residual else "cudnn_convolution_relu"
+        found[name] = _cudnn(layer, layer.residual, device)
+    return found
+
+
+def _cudnn(layer: Layer, residual: bool, device: Device) -> float:
     reduction = prod(layer.grid.weight_shape[1:])
-    flop = 2 * layer.pixels * layer.grid.out_channels * reduction
-    latency = (1500 + 60 * ceil(reduction * layer.dtype.itemsize / 128)) / device.clock
-    work = flop / (device.efficiency * device.peak(precision))
-    return device.launch + max(work, layer.bytes(1) / device.bandwidth, latency)
+    latency = _latency(ceil(reduction * layer.dtype.itemsize / 128), device)
+    products = layer.flop(1) / (device.efficiency * device.peak(layer.precision))
+    return device.launch + max(products, layer.bytes(1, residual) / device.bandwidth, latency)
 
 
-def sparse_seconds(layer: Layer, rows_per_union: int, device: Device = H200) -> float:
-    """Seconds of the gather kernel with that many rows of blocks to a union."""
-    grid, precision = layer.grid, precision_of(layer.dtype)
-    taps = prod(grid.kernel_size)
-    per_group = grid.out_channels // grid.groups
-    height = min(grid.block_size[0], per_group)
-    unions = grid.groups * ceil(ceil(per_group / height) / rows_per_union)
-    share = max(layer.density, (1 - (1 - layer.density) ** rows_per_union) * CLUSTERING[rows_per_union])
-    depth = 128 // layer.dtype.itemsize
-    steps = ceil(share * grid.in_channels // grid.groups * taps / depth)
-    outputs = lanes(min(height * rows_per_union, per_group))
-    tile, splits = choose_tile(
-        layer.pixels,
-        unions,
-        max(steps * unions, 1),
-        outputs,
-        depth,
-        taps,
-        precision,
-        device.processors,
-        device.vendor,
-    )
-    waves = ceil(unions * ceil(layer.pixels / tile.pixels) * splits / device.processors)
-    clocks = FIXED_CLOCKS * tile.warps / 4
-    clocks += ceil(steps / splits) * step_clocks(outputs, precision, taps) * tile.pixels / 128
-    latency = (1500 + 60 * ceil(steps / splits)) / device.clock
-    work = waves * clocks / device.clock
-    extra = 0.0
+def _latency(steps: int, device: Device) -> float:
+    return (1500 + 60 * steps) / device.clock
+
+
+def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
+    """Seconds of `form` on the layer."""
+    taps = prod(layer.grid.kernel_size)
+    found = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+    tile, splits = tiles_of(form, found, taps, device)[0], 1
+    if form.kernel == "gather":
+        sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
+        tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
+    slices = found.lanes // (tile.outputs * (form.rows if form.kernel == "bitmask" else 1))
+    programs = found.unions * slices * ceil(layer.pixels / tile.pixels) * splits
+    waves = ceil(programs / device.processors)
+    steps = found.steps / found.unions / splits
+    clocks = waves * (fixed_clocks(tile) + steps * step_clocks(form, found, tile, taps, device))
+    longest = _latency(ceil(found.longest / splits), device)
+    memory = layer.bytes(layer.density, layer.residual) / device.bandwidth
+    seconds = device.launch + max(clocks / device.clock, memory, longest)
     if splits > 1:  # partial sums out and in, and a second kernel
-        extra = device.launch + 8 * splits * layer.pixels * grid.out_channels / device.bandwidth
-    return device.launch + extra + max(work, layer.bytes(layer.density) / device.bandwidth, latency)
+        seconds += device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
+    return seconds
+
+
+def sparse_forms(layer: Layer) -> list[Form]:
+    """Every form that may run the layer."""
+    found = forms(layer.grid, layer.precision)
+    if layer.allow_3xtf32 and layer.precision == "ieee":
+        found += forms(layer.grid, "3xtf32")
+    return found
+
+
+@lru_cache(4096)
+def _choose(layer: Layer, precision: str, device: Device) -> Choice:
+    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer)}
+    form = min(times, key=times.__getitem__)
+    full = layer.full()
+    own = min(sparse_seconds(full, form, device) for form in times)
+    libraries = library_seconds(layer, device)
+    library = min(libraries, key=libraries.__getitem__)
+    dense = libraries[library]
+    floor = floor_seconds(layer, layer.density, form.precision, device)
+    return Choice(form, times[form], library, dense, own, dense / floor)
+
+
+def floor_seconds(layer: Layer, density: float, precision: str, device: Device = H200) -> float:
+    """Seconds of a kernel that meets the roofline, epilogue included, with that share of the weights."""
+    products = layer.flop(density) / device.peak(precision)
+    return device.launch + max(products, layer.bytes(density, layer.residual) / device.bandwidth)
 
 
 def choose(layer: Layer, device: Device = H200) -> Choice:
-    """The cheapest number of rows to a union, its time and the dense one's."""
-    height = min(layer.grid.block_size[0], layer.grid.out_channels // layer.grid.groups)
-    sizes = [size for size in CLUSTERING if size == 1 or size * height <= 128]
-    times = {size: sparse_seconds(layer, size, device) for size in sizes}
-    best = min(times, key=times.__getitem__)
-    dense = dense_seconds(layer, device)
-    work = 2 * layer.pixels * prod(layer.grid.weight_shape) * layer.density
-    floor = max(work / device.peak(precision_of(layer.dtype)), layer.bytes(layer.density) / device.bandwidth)
-    return Choice(best, times[best], dense, dense / (device.launch + floor))
+    """The cheapest form, its time, and those of the dense conv beside it."""
+    return _choose(layer, layer.precision, device)
 
 
 def why_dense(layer: Layer, device: Device = H200) -> str | None:
-    """A sentence that says why the layer should stay dense, or None where the sparse kernel should win.
-
-    Raises:
-        ValueError: a density outside 0 to 1.
-    """
-    if not 0 <= layer.density <= 1:
-        raise ValueError(f"density: expected 0 to 1, got {layer.density}")
+    """A sentence that says why the layer should stay dense, or None where a sparse kernel should win."""
     channels = layer.grid.in_channels // layer.grid.groups
     vector = 16 // layer.dtype.itemsize
     if channels % vector or layer.grid.block_size[1] % vector:
@@ -177,8 +141,18 @@ def why_dense(layer: Layer, device: Device = H200) -> str | None:
     choice = choose(layer, device)
     if MARGIN * choice.sparse < choice.dense:
         return None
-    name = PRECISION_NAMES[precision_of(layer.dtype)]
-    text = f"{name} dense is estimated at {1e6 * choice.dense:.1f} us, sparse at {1e6 * choice.sparse:.1f} us"
+    text = f"{PRECISION_NAMES[layer.precision]} {_compared(choice)}"
     if choice.ceiling < 1.1:
         return f"{text}: memory traffic and launch, which sparsity does not save, bound it"
     return text
+
+
+def why_sparse(layer: Layer, device: Device = H200) -> str:
+    """A sentence with both estimates, for a layer of which `why_dense` says nothing."""
+    choice = choose(layer, device)
+    return f"{PRECISION_NAMES[choice.form.precision]} {_compared(choice)} ({choice.form})"
+
+
+def _compared(choice: Choice) -> str:
+    dense = f"{1e6 * choice.dense:.1f} us ({choice.library}; {1e6 * choice.dense_triton:.1f} us with dense Triton)"
+    return f"dense is estimated at {dense}, sparse at {1e6 * choice.sparse:.1f} us"

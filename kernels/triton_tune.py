@@ -1,13 +1,14 @@
-"""Choose a layer's kernel by measuring it, at conversion, after its numbers are checked against float64.
+"""Choose a layer's form and tile by measuring them, at conversion, after their numbers are checked against float64.
 
-The forms: the gather kernel with 1, 2 or 4 rows of blocks to a union, the bitmask kernel, and, where allowed,
-3xTF32 for ieee float32.
+`candidates` lists what there is to try: the forms of `triton_forms` with the planner's tile, the most promising by
+its model first, then other tiles and splits of the reduction for the best form. A candidate is a dict of keyword
+arguments of `triton.tables`, which JSON can hold.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,52 +17,53 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import triton as engine
-from fxdbsr.kernels.triton_plan import precision_of
+from fxdbsr.kernels.reference import activate
+from fxdbsr.kernels.triton_configs import tiles
+from fxdbsr.kernels.triton_device import device_of
+from fxdbsr.kernels.triton_forms import Form, work
+from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_plan import MOST_SPLITS
+from fxdbsr.kernels.triton_roofline import sparse_forms, sparse_seconds
+from fxdbsr.kernels.triton_rows import column_masks
+from fxdbsr.kernels.triton_timing import graph_milliseconds
 
+Candidate = dict[str, Any]
 Timer = Callable[[Mapping[str, Callable[[], Tensor]]], dict[str, float]]
 
 
-def forms(grid: BlockGrid, dtype: torch.dtype, allow_3xtf32: bool = False) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of `triton.tables` for every form that can run the conv, by name."""
-    height = min(grid.block_size[0], grid.out_channels // grid.groups)
-    found: dict[str, dict[str, Any]] = {
-        f"{size} rows": {"rows_per_union": size} for size in (1, 2, 4) if size == 1 or size * height <= 128
-    }
-    if engine.why_not_bitmask(grid, dtype) is None:
-        found["bitmask"] = {"kernel": "bitmask"}
-    if allow_3xtf32 and precision_of(dtype) == "ieee":
-        found["3xtf32"] = {"precision": "3xtf32"}
+def arguments(form: Form) -> Candidate:
+    """Keyword arguments of `triton.tables` for `form`."""
+    found: Candidate = {"kernel": form.kernel}
+    if form.kernel == "gather":
+        found["rows_per_union"] = form.rows
+    if form.precision == "3xtf32":
+        found["precision"] = "3xtf32"
     return found
 
 
-def graph_milliseconds(
-    functions: Mapping[str, Callable[[], Tensor]], seconds: float = 0.2, calls: int = 10
-) -> dict[str, float]:
-    """Median milliseconds of a call of each function, replayed as CUDA graphs in turns for `seconds`."""
-    graphs = {}
-    for name, function in functions.items():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function()
-        torch.cuda.synchronize()
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for _ in range(calls):
-                function()
-    measured: dict[str, list[float]] = {name: [] for name in graphs}
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop or len(next(iter(measured.values()))) < 5:
-        for name, graph in graphs.items():
-            start = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            measured[name].append(start.elapsed_time(end) / calls)
-    return {name: sorted(values)[len(values) // 2] for name, values in measured.items()}
+def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[str, Candidate]:
+    """What there is to try on the layer, by name, the cheapest by the planner's model first.
+
+    Args:
+        tiles_of: forms, from the cheapest on, of which every tile and split of the reduction is tried.
+    """
+    model = device_of(device)
+    found = sorted(sparse_forms(layer), key=lambda form: sparse_seconds(layer, form, model))
+    listed = {str(form): arguments(form) for form in found}
+    for form in [form for form in found if form.kernel == "gather"][:tiles_of]:
+        taps = prod(layer.grid.kernel_size)
+        done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+        for index, tile in enumerate(tiles(model.target, form.precision, done.lanes, done.depth, taps)):
+            programs = done.unions * (done.lanes // tile.outputs) * -(-layer.pixels // tile.pixels)
+            for splits in (1, 2, 4, MOST_SPLITS):
+                if splits > 1 and (programs * splits > 2 * model.processors or done.longest < 4 * splits):
+                    continue
+                # "b" marks what reads through L1 with narrow copies, "m" weights as the narrow first operand
+                shape = f"{tile.pixels}x{tile.outputs}" + "b" * (tile.copy < 16)
+                shape += "m" * (tile.weights_first and tile.outputs < 64)
+                name = f"{form}, {shape}" + (f", {splits} splits" if splits > 1 else "")
+                listed[name] = {**arguments(form), "tile": index, "splits": splits, "pixels": layer.pixels}
+    return listed
 
 
 def wrong(y: Tensor, exact: Tensor, eager: Tensor) -> str | None:
@@ -82,48 +84,93 @@ def tune(
     padding: Sequence[int],
     dilation: Sequence[int],
     example: Tensor,
-    allow_3xtf32: bool = False,
-    repeats: int = 100,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    choices: Mapping[str, Candidate] | None = None,
+    repeats: int = 20,
     timer: Timer = graph_milliseconds,
-) -> tuple[list[Tensor], dict[str, float | str]]:
-    """Tables of the fastest form that gives right numbers, and what was found of each.
+) -> tuple[Candidate, dict[str, float | str]]:
+    """The fastest candidate that gives right numbers, and what was found of each.
 
     Args:
         example: input `[N, I, H, W]` of the size that matters, on the device.
-        repeats: runs of a form that must agree bit for bit before it is timed.
+        residual: `[N, O, P, Q]` or None; like `bias` and `activation` what the layer's epilogue has.
+        choices: from `candidates`; None: all of them.
+        repeats: runs of a candidate that must agree bit for bit before it is timed.
         timer: milliseconds of each of some functions.
 
     Returns:
-        The tables, and for each form its milliseconds, or the sentence for which it is out of the race.
+        Keyword arguments of `triton.tables`; for each candidate its milliseconds, or the sentence for which it is
+        out of the race.
 
     Raises:
-        RuntimeError: no form gives right numbers.
+        RuntimeError: no candidate gives right numbers.
     """
     geometry = (stride, padding, dilation)
     packed = (values, crow_indices, col_indices)
+    if choices is None:
+        choices = candidates(layer_of(grid, *packed, *geometry, example, bias, residual, activation), values.device)
     weight = grid.unpack(*packed)
-    image = example[:1]
-    exact = F.conv2d(image.double(), weight.double(), None, *geometry, grid.groups)
-    eager = F.conv2d(image, weight, None, *geometry, grid.groups)
+    sizes = (grid.in_channels, grid.out_channels)
+
+    def dense(dtype: torch.dtype) -> Tensor:
+        x, w = example[:1].to(dtype), weight.to(dtype)
+        y = F.conv2d(x, w, None if bias is None else bias.to(dtype), *geometry, grid.groups)
+        y = y if residual is None else y + residual[:1].to(dtype)
+        return activate(y, activation, negative_slope)
+
+    exact, eager = dense(torch.float64), dense(example.dtype)
     found: dict[str, float | str] = {}
-    made: dict[str, list[Tensor]] = {}
     runs: dict[str, Callable[[], Tensor]] = {}
-    for name, form in forms(grid, values.dtype, allow_3xtf32).items():
-        tables = engine.tables(grid, *packed, *geometry, **form)
+    for name, choice in choices.items():
+        tables = engine.tables(grid, *packed, *geometry, **choice)
 
         def run(tables: list[Tensor] = tables) -> Tensor:
-            sizes = (grid.in_channels, grid.out_channels)
-            return engine.conv(example, *packed, None, None, tables, *sizes, *geometry, grid.groups, "none", 0.0)
+            return engine.conv(
+                example, *packed, bias, residual, tables, *sizes, *geometry, grid.groups, activation, negative_slope
+            )
 
         first = run()
         reason = wrong(first[:1], exact, eager)
         if reason is None and not all(torch.equal(run(), first) for _ in range(repeats)):
             reason = "two runs differ"
-        if reason is not None:
+        if reason is None:
+            runs[name] = run
+        else:
             found[name] = reason
-            continue
-        runs[name], made[name] = run, tables
     if not runs:
-        raise RuntimeError(f"no form of the Triton engine gives right numbers: {found}")
+        raise RuntimeError(f"no candidate of the Triton engine gives right numbers: {found}")
     milliseconds = timer(runs)
-    return made[min(milliseconds, key=milliseconds.__getitem__)], {**found, **milliseconds}
+    fastest = min(milliseconds, key=milliseconds.__getitem__)
+    return choices[fastest], {**found, **milliseconds}
+
+
+def layer_of(
+    grid: BlockGrid,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    example: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Layer:
+    """The layer as the planner sees it."""
+    return Layer(
+        grid,
+        example.shape[0],
+        (example.shape[2], example.shape[3]),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+        (dilation[0], dilation[1]),
+        values.dtype,
+        column_masks(crow_indices.tolist(), col_indices.tolist()),
+        bias is not None,
+        residual is not None,
+        activation,
+    )

@@ -8,16 +8,21 @@ if __name__ == "passes":
     )
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import fx
 
 from fxdbsr.graph import writes_in_place
+from fxdbsr.passes.drop_identities import drop_identities
 from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.fuse_epilogues import fuse_epilogues
+from fxdbsr.passes.keep_modes import keep_modes
 from fxdbsr.passes.loosen_views import loosen_views
+from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.name_batchnorms import name_batchnorms
 from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.plan_engines import plan_engines
 from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
 from fxdbsr.passes.scale_layers import scale_layers
@@ -25,18 +30,23 @@ from fxdbsr.passes.tune_engines import tune_engines
 from fxdbsr.passes.unpack_convs import unpack_convs
 
 Options = TypeVar("Options")
+Pass: TypeAlias = Callable[[fx.GraphModule, Lowering], None]
 
 PREPARE = (scale_layers, scale_functions)
 CONVERT = (
+    keep_modes,
     fold_scales,
+    drop_identities,
+    name_batchnorms,
     fold_batchnorms,
     remove_dead_channels,
     loosen_views,
     pack_convs,
     fuse_epilogues,
+    plan_engines,
     tune_engines,
 )
-TO_DENSE = (fold_scales, unpack_convs)
+TO_DENSE = (fold_scales, name_batchnorms, remove_dead_channels, unpack_convs)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:

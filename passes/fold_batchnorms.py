@@ -12,12 +12,14 @@ from collections import Counter
 
 from torch import Tensor, fx, nn
 
+from fxdbsr.channels.layers import BATCH_NORMS
 from fxdbsr.graph import called_module
 from fxdbsr.nn.scaled import why_unscalable
+from fxdbsr.nn.shrink import whole_grid
 from fxdbsr.passes.fold_scales import check_finite
 from fxdbsr.passes.lowering import Lowering
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def fold_batchnorms(model: fx.GraphModule, lowering: Lowering) -> None:
@@ -29,8 +31,9 @@ def fold_batchnorms(model: fx.GraphModule, lowering: Lowering) -> None:
     calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
     for node in list(model.graph.nodes):
         norm = called_module(node)
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or norm.running_mean is None:
+        if type(norm) not in BATCH_NORMS or norm.running_mean is None:  # type: ignore[union-attr]
             continue
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         source = node.args[0]
         conv = called_module(source)
         if not isinstance(conv, _CONVS) or norm._forward_hooks or norm._forward_pre_hooks:
@@ -49,8 +52,8 @@ def _is_plain(conv: nn.Module) -> bool:
     return why_unscalable(conv) is None and not conv._forward_hooks and not conv._forward_pre_hooks
 
 
-def fold_into(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: nn.modules.batchnorm._BatchNorm) -> None:
-    """Set `conv`'s weight and bias to those of conv and norm together."""
+def fold_into(conv: nn.modules.conv._ConvNd, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    """Set `conv`'s weight and bias to those of conv and norm together; `factor` is in float64, and so the product."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
@@ -60,8 +63,9 @@ def fold_into(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: nn.modules.batchnor
         factor, shift = factor * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
     if conv.bias is not None:
         shift = shift + conv.bias.double() * factor
-    weight = conv.weight.double() * factor.view(-1, *[1] * (conv.weight.dim() - 1))
-    conv.weight = _parameter(weight, conv.weight)
+    grid = whole_grid(conv)
+    weight = grid.to_out_in(conv.weight) * factor.view(-1, *[1] * (conv.weight.dim() - 1))
+    conv.weight = _parameter(grid.from_out_in(weight), conv.weight)
     conv.bias = _parameter(shift, conv.weight)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -19,3 +19,7 @@ class Lowering:
     backend: str = "auto"
     tune: bool = False
     example_inputs: tuple[Any, ...] = ()
+
+    def without_inputs(self) -> Lowering:
+        """The same for a part of the model, whose arguments are not the model's."""
+        return replace(self, tune=False, example_inputs=())

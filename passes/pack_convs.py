@@ -7,6 +7,7 @@ the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 
 from fxdbsr.blocks import BlockGrid
@@ -57,8 +58,10 @@ def packed_whole(conv: nn.Module, backend: str) -> PackedConv:
 def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True) -> PackedConv:
     """The packed conv with `layer`'s weight, whose scales must be folded."""
     padding, pad = split_padding(layer)
+    weight = layer.weight.detach()  # type: ignore[operator]
+    keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
     found = PackedConv(
-        layer.weight,  # type: ignore[arg-type]
+        grid.pack(weight, keep),
         layer.bias,  # type: ignore[arg-type]
         grid,
         layer.stride,  # type: ignore[arg-type]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from itertools import count
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, arguments_of, why_unscalable_call
 from fxdbsr.graph import get_attribute, replace
-from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight, ones_like_scales
 from fxdbsr.passes.selection import Selection
 
 
@@ -36,9 +36,9 @@ def scale_functions(model: fx.GraphModule, selection: Selection) -> None:
         if id(weight) in layers:
             scale, mask = f"{layers[id(weight)]}.scale", f"{layers[id(weight)]}.mask"
         elif not hasattr(owner, f"{leaf}_scale"):
-            ones = torch.ones(grid.shape, dtype=weight.dtype, device=weight.device)
-            owner.register_parameter(f"{leaf}_scale", nn.Parameter(ones))
-            owner.register_buffer(f"{leaf}_mask", torch.ones_like(ones, dtype=torch.bool))
+            ones = ones_like_scales(grid, selection.config.form, weight)
+            owner.register_parameter(f"{leaf}_scale", ones)
+            owner.register_buffer(f"{leaf}_mask", torch.ones_like(ones, dtype=torch.bool, requires_grad=False))
         if tuple(get_attribute(model, scale).shape) != grid.shape:
             continue
         function = ScaledFunction(grid, selection.config.form, node.target, arguments)

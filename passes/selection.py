@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -22,6 +22,7 @@ class Selection:
         filter_fn: `filter_fn(module, name)` is True for the layers to block; the module is the owner of the
             weight where a function is called on it.
         types: classes of layers to consider.
+        prefix: what goes before the names of a part of a model.
 
     Raises:
         TypeError: `types` holds anything but conv classes and nn.Linear; `filter_fn` cannot be called.
@@ -30,6 +31,11 @@ class Selection:
     config: BlockConfig
     filter_fn: Callable[[nn.Module, str], bool] | None = None
     types: Sequence[type[nn.Module]] = field(default=CONV_TYPES)
+    prefix: str = ""
+
+    def below(self, name: str) -> Selection:
+        """The same for the part `name` of the model; "" is the whole."""
+        return replace(self, prefix=f"{name}.") if name else self
 
     def __post_init__(self) -> None:
         if self.filter_fn is not None and not callable(self.filter_fn):
@@ -43,6 +49,7 @@ class Selection:
 
     def block_size_of(self, module: nn.Module, name: str, kind: type) -> BlockSize | None:
         """Block size asked for the layer `name` of class `kind`, or None to leave it alone."""
+        name = f"{self.prefix}{name}"
         named = name in self.config.by_name
         if not named and not issubclass(kind, tuple(self.types)):
             return None

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxdbsr.graph import called_module
@@ -53,18 +54,53 @@ def take_fastest(layer: PackedConv, arguments: tuple[Any, ...]) -> None:
     layer.use("reference", "")
     expected = layer(*arguments)
     times: dict[str, list[float]] = {}
+    form: dict[str, Any] = {}
     for engine in layer.candidates():
         layer.use(engine, "")
+        if engine == "triton":
+            layer.form = form = fastest_form(layer, *arguments)
+            layer.derive()
         if is_right(layer(*arguments), expected):
             times[engine] = []
-    for _ in range(ROUNDS):
+    if layer.values.is_cuda:
+        times = graph_times(layer, arguments, list(times))
+    for _ in range(ROUNDS if not layer.values.is_cuda else 0):
         for engine, found in times.items():
             layer.use(engine, "")
             layer(*arguments)
             found.append(seconds(layer, arguments))
     medians = {engine: median(found) for engine, found in times.items()}
     shown = ", ".join(f"{engine} {1e3 * value:.3f} ms" for engine, value in medians.items())
-    layer.use(min(medians, key=lambda engine: medians[engine]), f"measured: {shown}")
+    fastest = min(medians, key=lambda engine: medians[engine])
+    shown += f" ({', '.join(f'{name} {value}' for name, value in form.items())})" if fastest == "triton" else ""
+    layer.use(fastest, f"measured: {shown}")
+
+
+def fastest_form(layer: PackedConv, x: Tensor, residual: Tensor | None = None) -> dict[str, Any]:
+    """The fastest form of the Triton engine for `layer` on `x`, numbers checked, as arguments of its `tables`."""
+    from fxdbsr.kernels.triton_tune import tune
+
+    packed = (layer.values, layer.crow_indices, layer.col_indices)
+    geometry = (layer.stride, layer.padding, layer.dilation)
+    x = x if layer.pad is None else F.pad(x, layer.pad[0], layer.pad[1])
+    x = x.to(layer.values.dtype)
+    added = residual if layer._fits(x, residual) else None
+    chosen, _ = tune(
+        layer.grid, *packed, *geometry, x, layer.bias, added, layer.activation, layer.negative_slope
+    )  # fmt: skip
+    return chosen
+
+
+def graph_times(layer: PackedConv, arguments: tuple[Any, ...], engines: list[str]) -> dict[str, list[float]]:
+    """Seconds of a call on each engine, replayed as CUDA graphs in turns, so that Python's launches do not count."""
+    from fxdbsr.kernels.triton_timing import captured, replayed_in_turns
+
+    graphs, kept = {}, []
+    for engine in engines:
+        layer.use(engine, "")
+        graphs[engine] = captured(lambda: layer(*arguments), calls=10)
+        kept.append(layer.derived())  # a graph reads what the layer held when it was made
+    return {engine: [1e-3 * t for t in found] for engine, found in replayed_in_turns(graphs, 0.2, 10).items()}
 
 
 def is_right(found: Tensor, expected: Tensor) -> bool:

@@ -90,6 +90,11 @@ def prepared_net(model: nn.Module, inputs: Tensor, keep: float = 0.5, seed: int 
     return prepared.eval()
 
 
+def graph_of(model: nn.Module) -> fx.Graph:
+    assert isinstance(model, fx.GraphModule)
+    return model.graph
+
+
 def worst(converted: nn.Module, prepared: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         expected, found = first_tensor(prepared(x)), first_tensor(converted(x))
@@ -109,7 +114,7 @@ def test_every_epilogue_stays_equal(backend: str, keep: float) -> None:
 def test_rewrites_are_counted() -> None:
     x = torch.randn(2, 3, 12, 12)
     converted = fxdbsr.convert(prepared_net(Net(), x), backend="reference")
-    layers = {n.target: m for n in converted.graph.nodes if isinstance(m := called_module(n), PackedConv)}
+    layers = {n.target: m for n in graph_of(converted).nodes if isinstance(m := called_module(n), PackedConv)}
     activations = {str(name).partition(".")[0]: layer.activation for name, layer in layers.items()}
     assert activations == {
         "stem": "relu",
@@ -122,7 +127,7 @@ def test_rewrites_are_counted() -> None:
     }
     norms = [m for m in converted.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 1, "only the norm behind the conv that is called twice stays"
-    residuals = [n for n in converted.graph.nodes if n.target in layers and len(n.args) == 2]
+    residuals = [n for n in graph_of(converted).nodes if n.target in layers and len(n.args) == 2]
     assert len(residuals) == 2
 
 
@@ -232,7 +237,7 @@ def test_modules_called_by_keyword_convert() -> None:
     prepared = prepared_net(Model(), x)
     converted = fxdbsr.convert(prepared, tune=True, example_inputs=x)
     assert worst(converted, prepared, x) <= BOUND
-    assert [node.op for node in converted.graph.nodes] == ["placeholder", "call_module", "output"]
+    assert [node.op for node in graph_of(converted).nodes] == ["placeholder", "call_module", "output"]
 
 
 def test_a_norm_with_hooks_is_not_folded() -> None:
@@ -394,7 +399,8 @@ def test_converted_models_can_be_copied(clone: Any) -> None:
 def test_state_holds_the_packed_blocks_alone() -> None:
     x = torch.randn(2, 3, 12, 12)
     converted = fxdbsr.convert(prepared_net(nn.Sequential(nn.Conv2d(3, 16, 3)), x), backend="dense")
-    assert list(converted.state_dict()) == ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    packed = ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    assert list(converted.state_dict()) == ["_extra_state", *packed]
 
 
 def test_any_size_batch_and_layout_runs_after_convert() -> None:

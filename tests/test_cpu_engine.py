@@ -21,9 +21,12 @@ from torch import Tensor
 pytest.importorskip("llvmlite")
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import cpu, jit, ops, reference
-from fxdbsr.kernels.cpu_driver import module
-from fxdbsr.kernels.cpu_job import Job, flat_tile, image_tile, split
+from fxdbsr.kernels import cache as disk
+from fxdbsr.kernels import cpu, cpu_program, jit, ops, reference
+from fxdbsr.kernels.cpu_layout import Layout
+from fxdbsr.kernels.cpu_plan import Geometry, code_of, image_tile, packed_input, register_tile, task_table
+from fxdbsr.kernels.cpu_steps import TASK, Copy, Pool, conv_step, copy_step, pool_step
+from fxdbsr.kernels.cpu_tile import Conv
 from fxdbsr.kernels.geometry import ACTIVATIONS
 
 TARGET = jit.host()
@@ -31,7 +34,8 @@ pytestmark = pytest.mark.skipif(TARGET is None, reason="no vector unit that the 
 BFLOAT16 = pytest.param(
     torch.bfloat16, marks=pytest.mark.skipif(not (TARGET and TARGET.bfloat16), reason="needs avx512_bf16")
 )
-AVX2_TOO = pytest.mark.parametrize("avx512", [True, False], ids=["widest", "avx2"])
+AVX2_TOO = pytest.mark.parametrize("target", [TARGET, TARGET and jit.host(False)], ids=["widest", "avx2"])
+NEON = jit.target_of("aarch64-unknown-linux-gnu", "neoverse-n1", {})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,13 +85,19 @@ class Arguments:
 
     @property
     def all(self) -> tuple[Any, ...]:
-        return (*self.tensors(), [], *self.numbers)
+        return (*self.tensors(), self.tables(jit.host()), *self.numbers)
+
+    def tables(self, target: Any) -> list[Tensor]:
+        """The weights in the order of `target`."""
+        in_channels, out_channels, *_, groups, _, _ = self.numbers
+        _, bo, bc, *kernel = self.values.shape
+        return cpu.ordered(BlockGrid(out_channels, in_channels, tuple(kernel), groups, (bo, bc)), self.values, target)
 
     def tensors(self) -> tuple[Any, ...]:
         return (self.input, self.values, self.crow_indices, self.col_indices, self.bias, self.residual)
 
-    def run(self, avx512: bool = True) -> Tensor:
-        return cpu.conv(*(*self.all, avx512))
+    def run(self, target: jit.Target | None = TARGET) -> Tensor:
+        return cpu.conv(*self.tensors(), self.tables(target), *self.numbers, target=target)  # type: ignore[misc, call-arg]
 
     def expected(self, dtype: torch.dtype | None = None) -> Tensor:
         tensors = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors()]
@@ -115,14 +125,14 @@ def arguments(case: Case, seed: int = 0, keep: Tensor | None = None) -> Argument
     return given
 
 
-def check(given: Arguments, avx512: bool = True) -> None:
+def check(given: Arguments, target: jit.Target | None = TARGET) -> None:
     """Error at most twice eager's own and one unit in the last place of the largest output.
 
     As root mean square; the single largest error of few outputs is luck and gets twice that bound.
     """
     exact = given.expected(torch.float64)
     eager = given.expected().double() - exact
-    output = given.run(avx512)
+    output = given.run(target)
     assert output.shape == exact.shape
     assert output.dtype == given.input.dtype
     assert output.is_contiguous(memory_format=torch.channels_last)
@@ -175,16 +185,40 @@ CASES = [
 ]
 
 
+GROUPS = [
+    Case(groups=64, kernel=(3, 3), padding=(1, 1)),
+    Case(groups=64, kernel=(5, 5), padding=(2, 2), stride=(2, 2), size=(12, 11), residual=True, activation="relu6"),
+    Case(groups=16, kernel=(3, 3), padding=(1, 1)),
+    Case(groups=8, channels=(64, 32), kernel=(3, 1), padding=(1, 0), batch=2),
+    Case(groups=4, channels=(32, 64), block=(32, 32)),
+    Case(groups=20, channels=(60, 40), kernel=(3, 3), density=0.7),
+    Case(groups=2, channels=(64, 64), block=(64, 32), density=1.0),
+]
+
+
+@AVX2_TOO
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+@pytest.mark.parametrize("case", GROUPS, ids=lambda c: c.name)
+def test_blocks_of_whole_groups_equal_the_reference(case: Case, dtype: torch.dtype, target: jit.Target) -> None:
+    if dtype == torch.bfloat16 and not target.bfloat16:
+        pytest.skip("no bfloat16 without AVX-512")
+    check(arguments(replace(case, dtype=dtype)), target)
+
+
 @AVX2_TOO
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_float32_equals_the_reference(case: Case, avx512: bool) -> None:
-    check(arguments(case), avx512)
+def test_float32_equals_the_reference(case: Case, target: jit.Target) -> None:
+    check(arguments(case), target)
 
 
-@pytest.mark.parametrize("dtype", [BFLOAT16])
+@pytest.mark.skipif(not (TARGET and TARGET.bfloat16), reason="needs avx512_bf16")
+@pytest.mark.parametrize("tiles", [False, True], ids=["dots", "tiles"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_bfloat16_equals_the_reference(case: Case, dtype: torch.dtype) -> None:
-    check(arguments(replace(case, dtype=dtype)))
+def test_bfloat16_equals_the_reference(case: Case, tiles: bool) -> None:
+    target = jit.host(amx=tiles)
+    if target is None or target.tiles != tiles:
+        pytest.skip("the CPU has no tile registers (AMX)")
+    check(arguments(replace(case, dtype=torch.bfloat16)), target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
@@ -196,11 +230,11 @@ def test_every_epilogue(activation: str, residual: bool, dtype: torch.dtype) -> 
 
 @AVX2_TOO
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_nan_and_infinity_pass_as_in_torch(activation: str, avx512: bool) -> None:
+def test_nan_and_infinity_pass_as_in_torch(activation: str, target: jit.Target) -> None:
     given = arguments(Case(activation=activation, residual=True, size=(4, 4)))
     assert given.residual is not None
     given.residual[0, :3, 0, 0] = torch.tensor([float("nan"), float("inf"), float("-inf")])
-    torch.testing.assert_close(given.run(avx512), given.expected(), equal_nan=True)
+    torch.testing.assert_close(given.run(target), given.expected(), equal_nan=True)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -367,7 +401,7 @@ def test_empty_batch_and_gradients() -> None:
         (BlockGrid.of((64, 64, 1, 1), (32, 32)), torch.float64, "float32 and bfloat16"),
         (BlockGrid.of((64, 64, 3), (32, 32)), torch.float32, "2-d"),
         (BlockGrid.of((64, 64, 3, 3), (32, 32), transposed=True), torch.float32, "transposed"),
-        (BlockGrid.of((64, 1, 3, 3), (32, 32), groups=64), torch.float32, "does not hold a block"),
+        (BlockGrid.of((64, 64, 3, 3), (64, 64), groups=2), torch.float32, "more than 32 inputs"),
         (BlockGrid.of((256, 256, 1, 1), (256, 32)), torch.float32, "larger than 128"),
         (BlockGrid.of((64, 64, 9, 9), (32, 32)), torch.float32, "larger than 7"),
     ],
@@ -378,65 +412,92 @@ def test_refusals_say_why(grid: BlockGrid, dtype: torch.dtype, reason: str) -> N
     assert reason in said
 
 
-def _texts(case: Case, monkeypatch: pytest.MonkeyPatch, target: jit.Target) -> list[str]:
-    """The modules that a call would compile for `target`."""
-    texts: list[str] = []
-    monkeypatch.setattr(jit, "host", lambda avx512=True: target)
-
-    def record(job: Job) -> str:
-        texts.append(module(job))
-        return texts[-1]
-
-    monkeypatch.setattr(cpu, "module", record)
-    monkeypatch.setattr(jit, "function", lambda *_: lambda *_: None)
-    cpu._plan.cache_clear()
-    try:
-        arguments(case).run()
-    finally:
-        cpu._plan.cache_clear()
-    return texts
+def geometry(case: Case) -> Geometry:
+    weight_shape = (case.channels[1], case.channels[0] // case.groups, *case.kernel)
+    grid = BlockGrid.of(weight_shape, case.block, case.groups)
+    bfloat16 = case.dtype == torch.bfloat16
+    return Geometry(grid, case.stride, case.padding, case.dilation, bfloat16, case.bias, case.activation, 0.1)
 
 
-@pytest.mark.parametrize("case", [Case(), CASES[8], CASES[20]], ids=lambda c: c.name)
-def test_neon_code_compiles_offline(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = jit.target_of("aarch64-unknown-linux-gnu", "neoverse-n1", {})
-    assert target is not None
-    (text,) = _texts(case, monkeypatch, target)
+def code(case: Case, target: jit.Target) -> Conv:
+    """The code of a conv between its best layout and channels last."""
+    conv = geometry(case)
+    x, y = packed_input(conv, target, case.size), Layout.channels_last(case.channels[1], conv.out(case.size))
+    return code_of(conv, target, x, y, y if case.residual else None, case.batch)[0]
+
+
+@pytest.mark.parametrize("case", [Case(), *CASES[8:12], CASES[20], GROUPS[0]], ids=lambda c: c.name)
+def test_neon_code_compiles_offline(case: Case) -> None:
+    assert NEON is not None
+    text = conv_step(code(case, NEON))
     assert "<4 x float>" in text
+    assert jit.object_code(text, NEON).startswith(b"\x7fELF")
+
+
+def test_neon_copies_and_pools_compile_offline() -> None:
+    assert NEON is not None
+    x, y = Layout.channels_last(40, (9, 9)), Layout(40, (9, 9), 16, 16, (1, 1))
+    for bfloat16 in (False, True):
+        for text in (
+            copy_step(Copy(NEON, bfloat16, x, y)),
+            pool_step(Pool(NEON, bfloat16, "max", (3, 3), (2, 2), (1, 1), (5, 5), x, replace(x, size=(5, 5)))),
+        ):
+            assert jit.object_code(text, NEON).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("cpu_name", ["sapphirerapids", "znver4"])
+def test_bfloat16_code_compiles_offline_with_and_without_tiles(cpu_name: str) -> None:
+    names = ["avx512f", "avx512bf16", "avx512vl", "avx512bw", "avx512dq"]
+    names += ["amx-tile", "amx-bf16"] if cpu_name == "sapphirerapids" else []
+    target = jit.target_of("x86_64-unknown-linux-gnu", cpu_name, dict.fromkeys(names, True))
+    assert target is not None
+    text = conv_step(code(replace(CASES[9], dtype=torch.bfloat16), target))
+    assert ("tdpbf16ps" in text) == target.tiles == (cpu_name == "sapphirerapids")
+    assert ("dpbf16ps.512" in text.split("define", 1)[1]) != target.tiles
     assert jit.object_code(text, target).startswith(b"\x7fELF")
 
 
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("FXDBSR_CACHE", str(folder))
-    jit._function.cache_clear()
-    jit._warn_once.cache_clear()
-    cpu._plan.cache_clear()
+    disk._said.clear()
+    forget()
     return folder
+
+
+def forget() -> None:
+    """Forget all that was compiled in this process."""
+    for kept in (
+        jit._load,
+        cpu._plan,
+        *(getattr(cpu_program, f"_compiled_{kind}") for kind in ("conv", "copy", "pool")),
+    ):
+        kept.cache_clear()
 
 
 def test_cache_is_private_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _cache(tmp_path, monkeypatch)
     given = arguments(Case())
     expected = given.run()
-    (entry,) = folder.iterdir()
+    entries = sorted(folder.iterdir())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     _cache(tmp_path, monkeypatch)
     monkeypatch.setattr(jit, "object_code", lambda *_: pytest.fail("compiled again"))
     assert torch.equal(given.run(), expected)
-    assert [entry] == list(folder.iterdir())
+    assert entries == sorted(folder.iterdir())
 
 
-def test_corrupt_cache_entry_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_cache_entries_are_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _cache(tmp_path, monkeypatch)
     given = arguments(Case())
     expected = given.run()
-    (entry,) = folder.iterdir()
-    good = entry.read_bytes()
-    for bad in (b"", b"short", good[:-1], good[:40] + bytes([good[40] ^ 1]) + good[41:]):
-        entry.write_bytes(bad)
-        _cache(tmp_path, monkeypatch)
+    entries = {entry: entry.read_bytes() for entry in folder.iterdir()}
+    for entry, good in entries.items():
+        entry.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    _cache(tmp_path, monkeypatch)
+    with pytest.warns(UserWarning, match="is damaged"):
         assert torch.equal(given.run(), expected)
+    for entry in entries:
         assert hashlib.sha256(entry.read_bytes()[32:]).digest() == entry.read_bytes()[:32]
 
 
@@ -474,7 +535,6 @@ def test_serial_without_an_openmp_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     given = arguments(Case())
     expected = given.run()
     monkeypatch.setattr(jit, "openmp", lambda: None)
-    monkeypatch.setattr(cpu, "_parallel", False)
     cpu._plan.cache_clear()
     assert torch.equal(given.run(), expected)
     cpu._plan.cache_clear()
@@ -487,15 +547,49 @@ def test_tile_fits_registers_and_output(out: tuple[int, int], limits: tuple[int,
     assert 1 <= rows <= out[0]
     assert 1 <= columns <= out[1]
     assert rows * columns <= limits[1]
-    assert 1 <= flat_tile(out[0] * out[1], limits) <= min(limits[1], out[0] * out[1])
+
+
+@pytest.mark.parametrize("registers", [2, 4])
+@pytest.mark.parametrize("out", [(1, 1), (7, 7), (1, 49), (14, 14), (5, 31), (112, 112), (1, 12544)])
+def test_register_tile_is_cut_into_equal_pieces(out: tuple[int, int], registers: int) -> None:
+    rows, columns = register_tile(out, registers)
+    pieces = ceil(columns / 16)
+    assert columns % pieces == 0
+    assert rows * pieces <= registers
+    assert rows <= out[0]
+    assert columns <= out[1]
+
+
+TASK_CASES = [
+    Case(size=(56, 56), channels=(64, 256)),
+    Case(size=(7, 7), channels=(512, 2048)),
+    Case(size=(14, 14), channels=(256, 256), kernel=(3, 3), padding=(1, 1)),
+    Case(size=(112, 112), channels=(3, 64), kernel=(7, 7), padding=(3, 3), stride=(2, 2)),
+    Case(size=(9, 5), channels=(40, 72), batch=3),
+]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("tiles", [1, 5, 14, 56, 100])
-def test_no_thread_gets_much_more_than_another(tiles: int, threads: int) -> None:
-    panels, groups = split(tiles, fit=4, images=1, rows=64, threads=threads)
-    assert ceil(tiles / 4) <= panels <= tiles
-    shares = [tiles * (i + 1) // panels - tiles * i // panels for i in range(panels)]
-    tasks = [share for share in shares for _ in range(groups)]
-    work = [sum(tasks[len(tasks) * i // threads : len(tasks) * (i + 1) // threads]) / groups for i in range(threads)]
-    assert max(work) <= 1.35 * sum(work) / threads
+@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c.name)
+def test_tasks_cover_each_output_and_are_enough_for_all_threads(case: Case, threads: int) -> None:
+    assert TARGET is not None
+    conv = code(case, TARGET)
+    rows = geometry(case).grid.shape[0]
+    table = torch.tensor(task_table(conv, rows, case.batch, threads)).view(-1, len(TASK))
+    covered = torch.zeros(case.batch, *conv.out, rows, dtype=torch.int64)
+    for image, top, bottom, left, right, first, last in table.tolist():
+        covered[image, top:bottom, left:right, first:last] += 1
+    assert (covered == 1).all()
+    tiles = ceil(conv.out[0] / conv.tile[0]) * ceil(conv.out[1] / conv.tile[1]) * rows * case.batch
+    assert len(table) >= min(tiles, threads)
+
+
+def test_a_thread_that_is_held_up_leaves_its_tasks_to_others() -> None:
+    """Every task is done once, also where one member of the team never takes any."""
+    given = arguments(Case(size=(40, 40), channels=(64, 64), kernel=(3, 3), padding=(1, 1), batch=4))
+    expected, threads = given.run(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(16)  # more than the machine has: some start late
+        assert all(torch.equal(given.run(), expected) for _ in range(50))
+    finally:
+        torch.set_num_threads(threads)

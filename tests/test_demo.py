@@ -13,6 +13,7 @@ import torch
 
 import fxdbsr
 from fxdbsr import demo, digits
+from fxdbsr.cli import main
 from fxdbsr.images import ImageSet
 
 KEYS = [
@@ -42,7 +43,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_report
-@pytest.mark.parametrize("mode", [("--target", "0.5"), ("--gamma", "0.01")])
+@pytest.mark.parametrize("mode", [("--target", "0.5"), ("--gamma", "1.0")])
 @pytest.mark.usefixtures("few_digits")
 def test_one_epoch_writes_figures_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: tuple[str, str]
@@ -98,7 +99,7 @@ def test_the_images_are_real_and_the_parts_are_apart() -> None:
 def test_bad_options_fail_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], text: str
 ) -> None:
-    assert demo.run(parsed("--out", str(tmp_path), *arguments)) == 1
+    assert main(["demo", "--out", str(tmp_path), *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("fxdbsr demo: ")
     assert text in printed.err
@@ -108,9 +109,9 @@ def test_bad_options_fail_before_training(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert demo.run(parsed("--out", str(tmp_path / "file" / "sub"))) == 1
+    assert main(["demo", "--out", str(tmp_path / "file" / "sub")]) == 2
     assert "file" in capsys.readouterr().err
-    assert demo.run(parsed("--out", str(tmp_path), "--json", str(tmp_path / "none" / "x.json"))) == 1
+    assert main(["demo", "--out", str(tmp_path), "--json", str(tmp_path / "none" / "x.json")]) == 2
     assert "x.json" in capsys.readouterr().err
 
 
@@ -124,7 +125,7 @@ def test_a_missing_extra_is_named(
         return None if name == module else find(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    assert demo.run(parsed("--out", str(tmp_path))) == 1
+    assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "pip install 'fxdbsr[demo]'" in capsys.readouterr().err
 
 

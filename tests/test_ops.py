@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import fxdbsr.kernels.ops  # noqa: F401  (registers the operator)
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.choice import engine_module, why_not
 from fxdbsr.kernels.geometry import ACTIVATIONS
+from fxdbsr.kernels.ops import ENGINES
 from fxdbsr.kernels.reference import activate
 
 
@@ -63,12 +64,34 @@ def test_nan_passes_through_every_activation(activation: str) -> None:
     assert int(y.isnan().sum()) == y[:, 3].numel()
 
 
+def of_engine(engine: str) -> dict[str, Any]:
+    """The arguments as `engine` takes them: values in its order, its tables."""
+    a = arguments() | {"engine": engine}
+    module = engine_module(engine)
+    if engine != "reference" and module is not None:
+        grid = BlockGrid(48, 40, (3, 3), 1, (32, 32))
+        geometry = (a["stride"], a["padding"], a["dilation"])
+        a["values"] = module.layout(a["values"])
+        a["tables"] = module.tables(grid, a["values"], a["crow_indices"], a["col_indices"], *geometry)
+    return a
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_opcheck_passes() -> None:
-    a = arguments()
+@pytest.mark.parametrize("engine", sorted({*ENGINES} - {"triton"}))  # whose own tests check it interpreted
+def test_opcheck_passes(engine: str) -> None:
+    grid = BlockGrid(48, 40, (3, 3), 1, (32, 32))
+    reason = why_not(engine, grid, (2, 2), (1, 1), (1, 1), torch.float32, torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(reason)
+    a = of_engine(engine)
     for name in ("input", "values", "bias", "residual"):
         a[name].requires_grad_()
     torch.library.opcheck(torch.ops.fxdbsr.conv.default, tuple(a.values()))
+
+
+def test_every_operator_is_checked() -> None:
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fxdbsr::")}
+    assert names == {"fxdbsr::conv"}
 
 
 def test_gradients_equal_those_of_the_definition() -> None:

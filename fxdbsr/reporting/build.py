@@ -62,7 +62,12 @@ def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> R
     total = sum_rows([*counted.rows, counted.other], "total", "total")
     graph = figures_graph(root, graph_module, counted)
     name = type(graph_module or root).__name__
-    return Report(name, tuple(shown), counted.rows, counted.other, total, graph, counted.masks)
+    return Report(name, tuple(shown), counted.rows, counted.other, total, graph, counted.masks, _untraced(root))
+
+
+def _untraced(model: nn.Module) -> dict[str, str]:
+    """What `prepare` noted of the parts of `model` that torch.fx cannot trace."""
+    return dict(getattr(model, "untraced", {}))
 
 
 def _described(tensor: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -63,13 +64,20 @@ def shape(value: Sequence[int] | None) -> str:
     return "" if value is None else "x".join(str(n) for n in value)
 
 
-def all_columns(notes: dict[str, str], batch: int | None = None) -> list[Column]:
+def all_columns(notes: dict[str, str], batch: int | None = None, brief: bool = False) -> list[Column]:
     """The columns in their order.
 
     Args:
         notes: the mark to print for each reason.
         batch: first axis of every output, which is then said once and left out.
+        brief: kinds as conv, convT and fc; the weight's shape tells the number of axes.
     """
+
+    def kind(row: LayerRow) -> str:
+        if brief:
+            known = {"linear": "fc", "other": "", "total": ""}
+            return known.get(row.kind, re.sub(r"_transpose(\dd)$|(\dd)$", lambda m: "T" if m[1] else "", row.kind))
+        return row.kind
 
     def kernel(row: LayerRow) -> str:
         return f"{row.kernel} {notes[row.reason]}".strip() if row.reason else row.kernel
@@ -93,7 +101,7 @@ def all_columns(notes: dict[str, str], batch: int | None = None) -> list[Column]
         return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
     return [
-        Column("", "kind", lambda row: row.kind, None, 5, right=False),
+        Column("", "kind", kind, None, 5, right=False),
         Column("", "weight", lambda row: shape(row.weight_shape), lambda row: prod(row.weight_shape or (0,)), 2),
         Column("" if batch is None else f"{batch} x", "output", output, lambda r: prod(r.output_shape or (0,)), 4),
         Column("", "block", lambda row: shape(row.block_size), lambda row: prod(row.block_size or (0,)), 3),

@@ -1,4 +1,4 @@
-"""The model as a networkx graph, its nodes with the figures of the report's rows, and as text for Graphviz.
+"""The model as a networkx graph, its nodes with the figures of the report's rows.
 
 Nodes are those of the traced eval graph and edges carry the data. Where a model cannot be traced the nodes
 are its modules, and edges lead from a module to its children. `graph.graph["edges"]` says which.
@@ -7,13 +7,12 @@ are its modules, and edges lead from a module to its children. `graph.graph["edg
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import networkx as nx
 from torch import fx, nn
 
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
-from fxdbsr.graph import TwoGraphModule, trace_eval
+from fxdbsr.graph import TwoGraphModule, called_module, trace_eval
 from fxdbsr.reporting.count import Tally
 
 
@@ -37,7 +36,9 @@ def function_calls(graph_module: fx.GraphModule | None, count: int) -> list[tupl
     """
     nodes = [] if graph_module is None else [n for n in graph_module.graph.nodes if _is_conv_call(n)]
     if len(nodes) != count:
-        return [(f"functional_{i}", "its weight is computed in the forward") for i in range(count)]
+        whole = "its weight is computed in the forward"
+        reason = whole if graph_module is not None else "it is called in code that torch.fx cannot trace"
+        return [(f"functional_{i}", reason) for i in range(count)]
     return [(node.name, why_unscalable_call(node) or "") for node in nodes]
 
 
@@ -56,7 +57,8 @@ def figures_graph(model: nn.Module, graph_module: fx.GraphModule | None, tally: 
         graph: nx.DiGraph[str] = nx.DiGraph(edges="children")
         for name, module in model.named_modules():
             figures = by_path[name].to_dict() if name in by_path else {"name": name}
-            graph.add_node(name, op="module", target=type(module).__name__, **figures)
+            kind = type(module).__name__
+            graph.add_node(name, op="module", target=kind, operation=kind, **figures)
             if name:
                 graph.add_edge(name.rpartition(".")[0], name)
         return graph
@@ -67,7 +69,7 @@ def figures_graph(model: nn.Module, graph_module: fx.GraphModule | None, tally: 
         if _is_conv_call(node):
             row = next((tally.rows[i] for i in functions), None)
         figures = row.to_dict() if row is not None else {"name": node.name}
-        graph.add_node(node.name, op=node.op, target=_target(node), **figures)
+        graph.add_node(node.name, op=node.op, target=_target(node), operation=_operation(node), **figures)
         graph.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
     return graph
 
@@ -76,20 +78,7 @@ def _target(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def to_dot(graph: nx.DiGraph[str]) -> str:
-    """`graph` in Graphviz's language; layers are boxes, darker green the more MACs were saved."""
-    lines = ["digraph model {", "  node [fontname=sans, shape=plaintext];"]
-    for name, figures in graph.nodes(data=True):
-        label = [figures["name"] or name, figures["target"] if "kind" not in figures else figures["kind"]]
-        style = ""
-        if "kind" in figures:
-            label.append(f"{figures['macs']:,} of {figures['macs_dense']:,} MACs")
-            style = f', shape=box, style=filled, fillcolor="0.33 {figures["saved"]:.2f} 0.95"'
-        text = "\\n".join(_quoted(line) for line in label)
-        lines.append(f'  "{_quoted(name)}" [label="{text}"{style}];')
-    lines += [f'  "{_quoted(source)}" -> "{_quoted(target)}";' for source, target in graph.edges]
-    return "\n".join([*lines, "}"])
-
-
-def _quoted(text: Any) -> str:
-    return str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+def _operation(node: fx.Node) -> str:
+    """The class of the module that `node` calls; else the function, method, input or attribute."""
+    module = called_module(node)
+    return _target(node) if module is None else type(module).__name__

@@ -1,110 +1,146 @@
-"""The report as one HTML file: totals, a table that sorts, and a picture of each layer's blocks.
+"""The report as one HTML file: totals, the graph, a table that sorts, a picture of each layer's blocks, the training.
 
-Without a network, in light and dark, usable by keyboard: headers and pictures are buttons.
+It needs no network and no other file, follows the system's light or dark, and works by keyboard and on a phone.
+`page.css` and `page.js` beside this file are put into it.
 """
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
-from typing import TYPE_CHECKING
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fxdbsr.reporting.columns import columns_of
+from fxdbsr.reporting.columns import Column, columns_of, percent, precise
+from fxdbsr.reporting.diagram import MOST_NODES, diagram
+from fxdbsr.reporting.history import charts
+from fxdbsr.reporting.masks import data_url
+from fxdbsr.reporting.outline import outline
 from fxdbsr.reporting.rows import LayerRow
-from fxdbsr.reporting.table import heading
 
 if TYPE_CHECKING:
     from fxdbsr.reporting.result import Report
 
-_KEPT, _ZERO = (37, 99, 175), (214, 217, 222)
 
-_STYLE = """
-:root { color-scheme: light dark; --edge: light-dark(#d4d7dc, #3a3f47); --ink: light-dark(#1c1f24, #e6e8eb);
-  --paper: light-dark(#fff, #16181c); --faint: light-dark(#f4f5f7, #1e2126) }
-body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  margin: 0 auto; max-width: 100rem; padding: 1rem }
-h1 { font-size: 1.3rem }
-pre { overflow-x: auto }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--edge) }
-th { position: sticky; top: 0; background: var(--faint) }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
-  cursor: pointer }
-th[aria-sort=ascending] button::after { content: " \\25b2" }
-th[aria-sort=descending] button::after { content: " \\25bc" }
-.text { text-align: left }
-td.reason { white-space: normal; min-width: 14rem }
-tfoot td { font-weight: 600 }
-img { image-rendering: pixelated; height: 1.6rem; min-width: 1.6rem; max-width: 6rem; display: block }
-.mask { background: none; border: 0; padding: 0; cursor: zoom-in }
-dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--edge) }
-dialog img { height: auto; max-width: none; width: min(80vw, 40rem) }
-"""
+def page(report: Report, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """`report` as a whole HTML document.
 
-_SCRIPT = """
-for (const button of document.querySelectorAll("th button")) button.onclick = () => {
-  const th = button.closest("th"), body = document.querySelector("tbody");
-  const first = th.classList.contains("text") ? "ascending" : "descending";
-  const now = th.ariaSort === "ascending" ? "descending" : th.ariaSort === "descending" ? "ascending" : first;
-  for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
-  th.setAttribute("aria-sort", now);
-  const key = row => row.children[th.cellIndex].dataset.value ?? row.children[th.cellIndex].textContent;
-  const rows = [...body.rows].map(row => [key(row), row]), sign = now === "ascending" ? 1 : -1;
-  const text = th.classList.contains("text");
-  rows.sort((a, b) => sign * (text ? a[0].localeCompare(b[0], undefined, {numeric: true}) : a[0] - b[0]));
-  body.append(...rows.map(pair => pair[1]));
-};
-const dialog = document.querySelector("dialog");
-for (const button of document.querySelectorAll(".mask")) button.onclick = () => {
-  dialog.querySelector("h2").textContent = button.title;
-  dialog.querySelector("img").src = button.firstElementChild.src;
-  dialog.querySelector("img").alt = button.firstElementChild.alt;
-  dialog.showModal();
-};
-"""
-
-
-def page(report: Report) -> str:
-    """`report` as a whole HTML document."""
-    columns = columns_of([*report.rows, report.other, report.total])
-    heads = [("layer", True), *((column.name, not column.right) for column in columns), ("reason", True)]
-    if report.masks:
-        heads.append(("blocks", True))
-    head = "".join(
-        f'<th scope="col"{" class=text" if text else ""}><button>{escape(name)}</button></th>' for name, text in heads
-    )
-
-    def line(row: LayerRow) -> str:
-        cells = [f'<td class="text">{escape(row.name)}</td>']
-        for column in columns:
-            number = "" if column.value is None else f' data-value="{column.value(row) or 0}"'
-            kind = "" if column.right else ' class="text"'
-            cells.append(f"<td{kind}{number}>{escape(column.cell(row))}</td>")
-        cells.append(f'<td class="text reason">{escape(row.reason)}</td>')
-        if report.masks:
-            cells.append(f"<td>{_picture(row, report.masks.get(row.name))}</td>")
-        return f"<tr>{''.join(cells)}</tr>"
-
-    title, *totals = heading(report)
-    body = "\n".join(line(row) for row in report.rows)
-    foot = "\n".join(line(row) for row in (report.other, report.total))
+    Args:
+        history: of the training, as in `charts`.
+    """
+    trained = charts(history)
+    training = f'<h2 id="training">Training</h2>\n<div class="charts">\n{trained}\n</div>' if trained else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>{escape(report.model)}: MACs, parameters and blocks</title>
-<style>{_STYLE}</style>
+<style>
+{_asset("page.css")}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-<pre>{escape(chr(10).join(totals))}</pre>
-<div class="wide" tabindex="0" role="region" aria-label="layers"><table>
+<header><div><h1>{escape(report.model)}</h1>
+<div class="quiet">on {escape(", ".join(report.inputs))}, batch included</div></div>
+<button id="theme" type="button" title="light or dark">◐</button></header>
+<main>
+{_totals(report)}
+{_graph(report)}
+{training}
+<h2 id="layers">Layers</h2>
+<div class="tools"><label>find <input id="filter" type="search" placeholder="a layer's name"></label>
+<label><input id="changed" type="checkbox"> only with zero blocks</label> <span id="shown" class="quiet"></span></div>
+{_table(report)}
+</main>
+{_DIALOG if report.masks else ""}
+<script>
+{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+_DIALOG = """\
+<dialog aria-labelledby="mask-of"><h2 id="mask-of"></h2><div id="about"></div>
+<div class="quiet">one square a block, rows are outputs and columns inputs; blue is kept, grey is zero</div>
+<canvas role="img"></canvas>
+<form method="dialog" class="tools"><span><button id="before" type="button">← layer before</button>
+<button id="after" type="button">next layer →</button></span> <button autofocus>close</button></form></dialog>"""
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("fxdbsr.reporting") / name).read_text(encoding="utf-8")
+
+
+def _totals(report: Report) -> str:
+    """Cards: each a figure, dense and now, with its unit."""
+    total = report.total
+    cards = [
+        _card("MACs (1 multiply-accumulate)", "macs", total.macs_dense, total.macs, precise, "MACs")
+        + f'<dd class="quiet">{precise(total.macs_run)} MACs run by the kernels</dd>',
+        _card("FLOPs (2 a MAC)", "flops", 2 * total.macs_dense, 2 * total.macs, precise, "FLOPs")
+        + f'<dd class="quiet">{precise(2 * total.macs_run)} FLOPs run by the kernels</dd>',
+        _card("parameters", "params", total.params_dense, total.params, "{:,}".format, "")
+        + f'<dd class="quiet">{total.bytes / 1e6:,.2f} MB as saved</dd>',
+    ]
+    if total.blocks_total:
+        words = f'<dd class="quiet">sparsity {total.sparsity:.1%} of the blocks</dd>'
+        cards.append(_card("blocks kept", "blocks", total.blocks_total, total.blocks_kept, "{:,}".format, "") + words)
+    if total.ms is not None and total.ms_dense is not None:
+        cards.append(_card("time, all layers summed", "ms", total.ms_dense, total.ms, "{:.3g}".format, "ms"))
+    return '<dl class="cards">' + "".join(f'<div class="card">{card}</div>' for card in cards) + "</dl>"
+
+
+def _card(name: str, field: str, dense: float, now: float, written: Any, unit: str) -> str:
+    kept = now / dense if dense else 1.0
+    saved = "" if now == dense else f", {percent(1 - kept)} less" if now < dense else f", {percent(kept - 1)} more"
+    figures = written(dense) if now == dense else f"{written(dense)} → {written(now)}"
+    return (
+        f'<dt>{name}</dt><dd class="big" data-field="{field}" data-dense="{dense}" data-now="{now}">{figures} {unit}'
+        f'</dd><dd>{saved.removeprefix(", ") or "as dense"}</dd><div class="bar" aria-hidden="true">'
+        f'<span style="width:{100 * min(kept, 1):.1f}%"></span></div>'
+    )
+
+
+def _graph(report: Report) -> str:
+    small = outline(report.graph)
+    if len(small) > MOST_NODES:
+        words = f"The graph has {len(small):,} layers and joins, too many to draw here; to_dot() writes them all."
+        return f'<h2>Graph</h2>\n<p class="quiet">{words}</p>'
+    numbers = {row.name: i for i, row in enumerate(report.rows)}
+    flows = report.graph.graph["edges"] == "data"
+    words = "Data flows from top to bottom." if flows else "The model cannot be traced: these are its modules."
+    return f"""<h2>Graph</h2>
+<div class="tools"><button id="larger" type="button" aria-label="zoom in">+</button>
+<button id="smaller" type="button" aria-label="zoom out">&minus;</button>
+<button id="fit" type="button">whole graph</button> <button id="start" type="button">start</button>
+<span class="legend">MACs saved: 0% <i></i> 100%; taller boxes have more dense MACs</span></div>
+{diagram(small, numbers)}
+<p class="quiet">{words} Drag to move, wheel, pinch or + and - to zoom; a layer leads to its row.</p>"""
+
+
+def _table(report: Report) -> str:
+    columns = columns_of([*report.rows, report.other, report.total])
+    heads = [("layer", True), *((column.name, not column.right) for column in columns), ("reason", True)]
+    if report.masks:
+        heads.insert(1, ("mask", True))
+    head = "".join(
+        f'<th scope="col"{" class=text" if text else ""}><button type="button">{escape(name)}</button></th>'
+        if name != "mask"
+        else '<th scope="col" class="text">mask</th>'
+        for name, text in heads
+    )
+    body = "\n".join(_line(row, columns, report.masks, f"row-{i}") for i, row in enumerate(report.rows))
+    foot = "\n".join(_line(row, columns, report.masks, row.kind) for row in (report.other, report.total))
+    return f"""<div class="wide" tabindex="0" role="region" aria-label="layers"><table>
+<caption>MACs, parameters, bytes{" and milliseconds" if report.total.ms is not None else ""} of every layer, batch
+included; a header sorts. Shapes and blocks are output x input channels.</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {body}
@@ -112,41 +148,28 @@ def page(report: Report) -> str:
 <tfoot>
 {foot}
 </tfoot>
-</table></div>
-<dialog><form method="dialog"><button>Close</button></form><h2></h2><img alt=""></dialog>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+</table></div>"""
+
+
+def _line(row: LayerRow, columns: list[Column], masks: dict[str, Tensor], name: str) -> str:
+    cells = [f'<th scope="row" title="{escape(row.name)}">{escape(row.name)}</th>']
+    if masks:
+        cells.append(f"<td>{_picture(row, masks.get(row.name))}</td>")
+    for column in columns:
+        number = "" if column.value is None else f' data-value="{column.value(row) or 0}"'
+        kind = "" if column.right else ' class="text"'
+        cells.append(f"<td{kind}{number}>{escape(column.cell(row))}</td>")
+    cells.append(f'<td class="text reason">{escape(row.reason)}</td>')
+    changed = ' data-changed="1"' if row.changed else ""
+    return f'<tr id="{name}"{changed}>{"".join(cells)}</tr>'
 
 
 def _picture(row: LayerRow, mask: Tensor | None) -> str:
     if mask is None:
         return ""
-    kept, total = int(mask.sum()), mask.numel()
-    words = escape(f"{row.name}: {kept} of {total} blocks kept; rows are outputs, columns inputs")
-    source = f"data:image/png;base64,{base64.b64encode(png(mask)).decode()}"
-    return f'<button class="mask" title="{words}"><img alt="{words}" src="{source}"></button>'
-
-
-def png(mask: Tensor) -> bytes:
-    """`mask [rows, columns]` as a PNG of one pixel a block, of one bit and two colours.
-
-    Source of the format: W3C, Portable Network Graphics Specification.
-    """
+    left = "" if mask.numel() == row.blocks_total or not row.blocks_total else " that dead channels left"
     rows, columns = mask.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    lines = []
-    for line in mask.tolist():
-        bits = "".join("1" if kept else "0" for kept in line).ljust(-(-columns // 8) * 8, "0")
-        lines.append(b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big"))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 1, 3, 0, 0, 0))
-        + chunk(b"PLTE", bytes((*_ZERO, *_KEPT)))
-        + chunk(b"IDAT", zlib.compress(b"".join(lines), 9))
-        + chunk(b"IEND", b"")
-    )
+    words = escape(f"{int(mask.sum())} of {mask.numel()} blocks{left} kept, {rows} rows by {columns} columns")
+    name = escape(row.name)
+    image = f'<img alt="{words}" src="{data_url(mask)}">'
+    return f'<button class="mask" type="button" data-name="{name}" title="{words}">{image}</button>'

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import networkx as nx
 from torch import Tensor
 
-from fxdbsr.reporting.graph import to_dot
+from fxdbsr.files import check_writable, write
+from fxdbsr.reporting.drawing import draw, to_dot
+from fxdbsr.reporting.outline import outline
 from fxdbsr.reporting.page import page
 from fxdbsr.reporting.rows import LayerRow
 from fxdbsr.reporting.table import markdown, text
@@ -33,6 +36,7 @@ class Report:
         total: the sum of `rows` and `other`.
         graph: the traced eval graph; nodes carry the figures of their rows.
         masks: `[rows, columns]` bool by the layer's name, False where a block is zero.
+        untraced: why parts of the model are in no graph, by their names; "" is the model itself.
     """
 
     model: str
@@ -42,6 +46,7 @@ class Report:
     total: LayerRow
     graph: nx.DiGraph[str]
     masks: dict[str, Tensor]
+    untraced: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.table()
@@ -72,6 +77,7 @@ class Report:
             "model": self.model,
             "inputs": list(self.inputs),
             "convention": CONVENTION,
+            "untraced": self.untraced,
             "rows": [row.to_dict() for row in self.rows],
             "other": self.other.to_dict(),
             "total": self.total.to_dict(),
@@ -84,7 +90,7 @@ class Report:
     def to_csv(self) -> str:
         """One line a row, then `other` and `total`; shapes as 64x3x7x7, times in ms, bytes in bytes."""
         out = io.StringIO()
-        names = [field.name for field in fields(LayerRow)]
+        names = [known.name for known in fields(LayerRow)]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for row in [*self.rows, self.other, self.total]:
@@ -96,18 +102,45 @@ class Report:
         """The table for Markdown, with every column."""
         return markdown(self)
 
-    def to_html(self) -> str:
-        """A page that needs no other file: totals, a sortable table, a picture of each layer's blocks."""
-        return page(self)
+    def to_html(self, history: Sequence[Mapping[str, Any]] = ()) -> str:
+        """A page that needs no other file: totals, graph, sortable table, a picture of each layer's blocks.
 
-    def save_html(self, path: str | PathLike[str]) -> None:
-        """Write `to_html()` to `path`.
+        Args:
+            history: of the training, one mapping an epoch or step, such as the lines that `fxdbsr train` writes:
+                every key with figures gets a curve over "step" or "epoch".
 
         Raises:
-            OSError: it cannot be written.
+            TypeError: `history` is no sequence of mappings.
         """
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        return page(self, history)
 
-    def to_dot(self) -> str:
-        """The graph for Graphviz."""
-        return to_dot(self.graph)
+    def save_html(self, path: str | PathLike[str], history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write `to_html(history)` to `path`.
+
+        Raises:
+            OSError: it cannot be written. TypeError: `history` is no sequence of mappings.
+        """
+        check_writable(path)
+        write(path, self.to_html(history))
+
+    def to_dot(self, whole: bool = True) -> str:
+        """The graph for Graphviz: every node of the traced model, or an outline of the layers and where they meet."""
+        return to_dot(self.graph if whole else outline(self.graph))
+
+    def save_graph(self, path: str | PathLike[str], engine: str = "auto") -> str:
+        """Draw the outline of the graph: layers blue where MACs are saved, larger the more MACs the dense ones have.
+
+        Args:
+            path: a name that ends in .svg, .png or .pdf.
+            engine: "graphviz" (its program `dot`), "matplotlib", or "auto": Graphviz where it is installed and
+                the outline has at most 1,500 nodes, else matplotlib.
+
+        Returns:
+            The engine that drew it.
+
+        Raises:
+            ValueError: an unknown suffix or engine; more nodes than a PNG can show.
+            ImportError: the engine, or with "auto" both, are not installed.
+            OSError: it cannot be written. RuntimeError: Graphviz failed or took more than a minute.
+        """
+        return draw(self.graph, Path(path), engine)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxdbsr.reporting.result import Report
 
 _TIGHT = TableFormat(None, Line("", "-", " ", ""), None, None, None, DataRow("", " ", ""), 0, None)
-SHORTEST_NAME = 12
+SHORTEST_NAME = 16
 
 
 def text(report: Report, sort: str | None, depth: int | None, only_changed: bool, width: int) -> str:
@@ -27,10 +27,10 @@ def text(report: Report, sort: str | None, depth: int | None, only_changed: bool
     notes = {reason: note(i) for i, reason in enumerate(reasons)}
     first = {row.output_shape[:1] for row in report.rows if row.output_shape}
     batch = next(iter(first))[0] if len(first) == 1 else None
-    columns = [c for c in all_columns(notes, batch) if any(c.cell(row) for row in shown)]
+    columns = [c for c in all_columns(notes, batch, brief=True) if any(c.cell(row) for row in shown)]
     longest = max(len(row.name) for row in shown)
     dropped = []
-    while (left := width - _width(columns, shown)) < min(longest, 24) and any(c.gives_way for c in columns):
+    while (left := width - _width(columns, shown)) < min(longest, SHORTEST_NAME) and any(c.gives_way for c in columns):
         column = max(columns, key=lambda c: c.gives_way)
         columns.remove(column)
         dropped.append(column.header)
@@ -42,7 +42,7 @@ def text(report: Report, sort: str | None, depth: int | None, only_changed: bool
     lines = [*headers, SEPARATING_LINE, *cells[:-1], SEPARATING_LINE, cells[-1]]
     table = tabulate(lines, (), _TIGHT, colalign=align, disable_numparse=True)
     hidden = len(report.rows) - len(rows) if only_changed else 0
-    return "\n".join([*heading(report), "", table, "", *_below(notes, dropped, hidden, width)])
+    return "\n".join([*heading(report), "", table, "", *_below(notes, dropped, hidden, width), *_parts(report, width)])
 
 
 def heading(report: Report) -> list[str]:
@@ -80,21 +80,32 @@ def _below(notes: dict[str, str], dropped: list[str], hidden: int, width: int) -
     return [part for line in lines for part in wrap(line, width, subsequent_indent="   ")]
 
 
+def _parts(report: Report, width: int) -> list[str]:
+    """Why parts of the model are in no graph: their layers are packed one by one, and dead channels stay in them."""
+    lines = [f"in no graph: {name or report.model}: {why}" for name, why in report.untraced.items()]
+    return [part for line in lines for part in wrap(line, width, subsequent_indent="   ")]
+
+
 def _width(columns: Sequence[Column], rows: Sequence[LayerRow]) -> int:
     """Characters that `columns` take, with the space before each."""
     return sum(1 + max(len(c.group), len(c.header), *(len(c.cell(row)) for row in rows)) for c in columns)
 
 
 def shorten(name: str, width: int) -> str:
-    """`name` in at most `width` characters, its middle left out.
+    """`name` in at most `width` characters: its longest part, or where that is too short the whole, is cut inside.
 
-    >>> shorten("layer4.0.downsample.0", 12)
-    'layer...le.0'
+    >>> shorten("layer4.0.downsample.0", 16), shorten("layer4.0.downsample.0", 12)
+    ('layer4.0.do~le.0', 'layer...le.0')
     """
     if len(name) <= width:
         return name
-    head = (width - 3 + 1) // 2
-    return f"{name[:head]}...{name[len(name) - (width - 3 - head) :]}"
+    longest = max(name.split("."), key=len)
+    left = len(longest) - (len(name) - width) - 1
+    if left >= 2:
+        head, tail = longest[: (left + 1) // 2], longest[len(longest) - left // 2 :]
+        return name.replace(longest, f"{head}~{tail}", 1)
+    head = name[: (width - 2) // 2]
+    return f"{head}...{name[len(name) - (width - 3 - len(head)) :]}"
 
 
 def arranged(rows: Sequence[LayerRow], sort: str | None, depth: int | None, only_changed: bool) -> list[LayerRow]:

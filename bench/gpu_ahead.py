@@ -1,0 +1,92 @@
+"""Compile the kernels of a run ahead of it, in as many processes as there are cores, into Triton's cache on disk.
+
+A launch with tensors on the meta device compiles and does not run. The workers touch no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from bench.gpu_convs import Conv, Problem, chosen
+from bench.gpu_setting import BLOCKS, DTYPES, set_precision
+
+# conv, dtype, batch, block, sparsity, every form or the planner's choice
+Job = tuple[Conv, str, int, str, int, bool]
+
+
+class NoDriver:
+    """Stands in for the driver of a GPU of that capability."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+def only_compile(capability: int) -> None:
+    """From now on every launch in this process compiles its kernel and does not run it."""
+    import triton
+
+    triton.runtime.driver.set_active(NoDriver(capability))
+    launch = triton.runtime.JITFunction.run
+
+    def compile(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        return launch(self, *args, warmup=True, **options)
+
+    triton.runtime.JITFunction.run = compile
+
+
+def compile_job(job: Job) -> str | None:
+    """Compile the kernels of one conv; what went wrong, or None."""
+    from fxdbsr.kernels.triton_tune import candidates
+
+    conv, dtype, batch, block, sparsity, every = job
+    torch.set_num_threads(1)
+    try:
+        set_precision(dtype)
+        cpu = torch.device("cpu")
+        layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
+        problem = Problem.of(replace(layer, batch=1), cpu, 1)
+        forms = candidates(replace(layer, allow_3xtf32=True), cpu, 0).values() if every else [chosen(layer, cpu)]
+        x, residual = (None if t is None else t.to("meta").repeat(batch, 1, 1, 1) for t in problem.inputs[0])
+        assert x is not None
+        for form in forms:
+            run = problem.sparse(on=torch.device("meta"), **form)
+            run(x.contiguous(memory_format=torch.channels_last), residual)
+    except Exception as error:
+        return f"{conv.name} {dtype} {block} {sparsity} %: {type(error).__name__}: {error}"
+    return None
+
+
+def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float) -> list[str]:
+    """Compile for at most about that long; sentences on what failed."""
+    stop = time.monotonic() + seconds
+    context = get_context("spawn")
+    failed: list[str] = []
+    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    pool = ProcessPoolExecutor(workers, context, initializer=only_compile, initargs=(capability,))
+    try:
+        for found in pool.map(compile_job, jobs, timeout=max(1.0, stop - time.monotonic())):
+            failed += [found] if found else []
+    except TimeoutError:
+        failed.append(f"compiling ahead stopped after {seconds:.0f} s; the rest is compiled when it is met")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return failed

@@ -1,0 +1,125 @@
+"""The convs of a network, one at a time: right, then how fast.
+
+Every distinct conv is taken with the epilogue that conversion fuses into it. Parts:
+
+    correctness   every form and the planner's choice against float64
+    layers        the planner's choice against cuDNN, its fused convs, and dense Triton
+    candidates    every form and tile: is the planner's choice within 5 % of the best?
+    compile       against torch.compile (max-autotune)
+    bsr           1x1 convs against torch's own block-sparse product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu_convs import Conv, Problem, chosen, convs, estimate, layer_geometry
+from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
+from fxdbsr.kernels import triton as engine
+from fxdbsr.kernels.triton_device import device_of
+from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_roofline import choose
+from fxdbsr.kernels.triton_tune import candidates
+
+PARTS = ("correctness", "layers", "candidates", "compile", "bsr")
+RACY = ("bitmask", "3xTF32")  # forms in which compilers have been known to lose a barrier
+
+
+def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
+    """Errors first, times only where they are right."""
+    if part in ("correctness", "candidates"):
+        return _measure_forms(part, layer, setting)
+    problem = Problem.of(layer, setting.device, 2 if setting.rehearse else 0)
+    sparse = problem.sparse(**chosen(layer, setting.device))
+    reason = problem.why_wrong(sparse, setting.repeats)
+    if reason is not None:
+        return {"wrong": reason}
+    arms = {"sparse": sparse, "eager": problem.eager, "fused cuDNN": problem.fused}
+    if part == "layers":
+        arms["dense Triton"] = problem.dense_triton()
+    if part == "compile":
+        backend = "eager" if setting.rehearse else "inductor"
+        mode = None if setting.rehearse else "max-autotune-no-cudagraphs"  # graphs are ours, for both sides
+        arms["compiled"] = torch.compile(problem.eager, dynamic=False, backend=backend, mode=mode)
+    if part == "bsr":
+        arms["bsr"] = bsr(problem)
+    return setting.times({name: problem.in_turn(arm) for name, arm in arms.items()}, "eager")
+
+
+def _measure_forms(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
+    """Every form against float64; with `candidates` every tile as well, and the times of those that are right."""
+    problem = Problem.of(layer, setting.device, 1 if part == "correctness" else 0)
+    allowed = replace(layer, allow_3xtf32=True)
+    listed = candidates(allowed, setting.device, 0 if part == "correctness" else 2)
+    runs, found = {}, {}
+    for name, form in listed.items():
+        run = problem.sparse(**form)
+        often = setting.repeats * (50 if any(word in name for word in RACY) and not setting.rehearse else 1)
+        reason = problem.why_wrong(run, often)
+        if reason is not None:
+            found[name] = reason
+        runs[name] = run
+    if found or part == "correctness":
+        return {"wrong": found} if found else {"right": list(runs)}
+    timed = setting.times({name: problem.in_turn(run) for name, run in runs.items()}, str(choose(layer).form))
+    if not setting.rehearse:
+        medians = {name: timed[f"us {name}"][1] for name in runs if "3xTF32" not in name}
+        best = min(medians, key=lambda name: medians[name])
+        taken = str(choose(layer, device_of(setting.device)).form)
+        timed |= {"best": best, "chosen": taken, "chosen over best": round(medians[taken] / medians[best], 4)}
+    return timed
+
+
+def bsr(problem: Problem) -> Callable[[Tensor, Tensor | None], Any]:
+    """torch's own block-sparse product on a 1x1 conv, without epilogue."""
+    from torch.sparse import _triton_ops
+
+    matrix = problem.weight.flatten(1).contiguous().to_sparse_bsr(problem.layer.grid.block_size)
+
+    def run(x: Tensor, residual: Tensor | None) -> Any:
+        columns = x.permute(0, 2, 3, 1).flatten(0, 2).t()
+        if x.device.type == "cpu":  # rehearsal: its kernel has no interpreter
+            return matrix @ columns
+        start = columns.new_empty(matrix.shape[0], columns.shape[1])
+        return _triton_ops.bsr_dense_addmm(start, matrix, columns, beta=0)
+
+    return run
+
+
+def cases(part: str, options: Any) -> Iterator[Case]:
+    """The cases asked for, of the planner's view of each and what can be measured of it."""
+    batches = (2,) if part == "correctness" else options.batch
+    for model in options.model:
+        settings = product(convs(model).items(), options.dtype, batches, options.block, options.sparsity)
+        for (conv, count), dtype, batch, block, sparsity in settings:
+            yield case(part, model, conv, count, dtype, batch, block, sparsity, options.rehearse)
+
+
+def case(
+    part: str, model: str, conv: Conv, count: int, dtype: str, batch: int, block: str, sparsity: int, small: bool
+) -> Case:
+    """One conv at one setting."""
+    key = {"part": part, "model": model, "layer": conv.name, "count": count}
+    key |= {"dtype": dtype, "batch": batch, "block": block, "sparsity": sparsity}
+    set_precision(dtype)
+    kept = 1 - sparsity / 100
+    layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], kept)
+    run = conv.small().layer(2, DTYPES[dtype], BLOCKS[block], kept) if small else layer
+    reason = engine.why_not(layer.grid, *layer_geometry(layer), layer.dtype, torch.device("cuda"))
+    possible = reason is None and not (part == "bsr" and (conv.kernel != (1, 1) or conv.stride != (1, 1)))
+
+    def measured(setting: Setting) -> dict[str, Any]:
+        set_precision(dtype)
+        return measure(part, run, setting)
+
+    def estimated() -> dict[str, Any]:
+        set_precision(dtype)
+        return estimate(layer)
+
+    return Case(key, estimated, measured if possible else None)

@@ -1,0 +1,151 @@
+"""Other programs that look at the kernels while they run: compute-sanitizer and Nsight Compute.
+
+Each starts this module again as a process of its own, which runs one conv in one form a few times:
+
+    sanitizer   memcheck, racecheck and synccheck on small convs, of every kernel
+    profile     counters of the layers whose sparse kernels take longest in the file of records
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bench.gpu_convs import Conv, Problem, chosen, convs
+from bench.gpu_hazards import CONVS
+from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
+
+CHECKS = ("memcheck", "racecheck", "synccheck")
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gather": ("fp16", {"kernel": "gather", "rows_per_union": 2}),
+    "gather tf32": ("tf32", {"kernel": "gather", "rows_per_union": 1}),
+    "gather ieee": ("fp32", {"kernel": "gather", "rows_per_union": 1}),
+    "bitmask": ("fp16", {"kernel": "bitmask"}),
+    "3xTF32": ("fp32", {"precision": "3xtf32"}),
+}
+COUNTERS = {
+    "gpu__time_duration.sum": "ns",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM %",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM %",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed": "L2 %",
+    "l1tex__throughput.avg.pct_of_peak_sustained_elapsed": "L1 %",
+    "sm__inst_executed_pipe_tensor.sum.pct_of_peak_sustained_elapsed": "matrix %",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue %",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy %",
+    "launch__registers_per_thread": "registers",
+}
+SLOWEST = 3
+
+
+def sanitized(check: str, form: str, conv: str, setting: Setting) -> dict[str, Any]:
+    """What compute-sanitizer says of one form on one small conv."""
+    dtype, arguments = FORMS[form]
+    small = CONVS[conv].small()
+    command = [sys.executable, "-m", "bench.gpu_tools", *_as_arguments(small, dtype, 1, "32x32", 50, 1, arguments)]
+    if setting.rehearse:
+        return {"command": subprocess.run(command, check=True, capture_output=True).returncode}
+    tool = _tool("compute-sanitizer")
+    if tool is None:
+        return {"skipped": "compute-sanitizer is not installed"}
+    done = subprocess.run([tool, "--tool", check, *command], capture_output=True, text=True, check=False, timeout=240)
+    text = done.stdout + done.stderr
+    summary = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (.*)", text)
+    clean = summary and summary[-1].startswith("0 ")
+    return {"summary": summary[-1]} if clean else {"wrong": summary or text[-500:]}
+
+
+def profiled(rank: int, records: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
+    """Counters of the sparse kernel that is `rank` from the slowest in the records of part "layers"."""
+    timed = [r for r in records if r["key"].get("part") == "layers" and r["measured"] and "us sparse" in r]
+    timed = [r for r in timed if r["key"]["dtype"] == "fp16" and r["choice"] == "sparse"]
+    slowest = sorted({_name(r): r for r in timed}.values(), key=lambda r: -r["us sparse"][1] * r["key"]["count"])
+    if setting.rehearse or rank >= len(slowest):
+        return {"skipped": "no such layer among the records; run --part layers first"}
+    key = slowest[rank]["key"]
+    conv = next(c for c in convs(key["model"]) if c.name == key["layer"])
+    settings: tuple[Any, ...] = (key["dtype"], key["batch"], key["block"], key["sparsity"], 3, {})
+    tool = _tool("ncu")
+    if tool is None:
+        return {"skipped": "ncu is not installed"}
+    command = [tool, "--clock-control", "none", "--csv", "--metrics", ",".join(COUNTERS), "-k", "regex:gather|bitmask"]
+    command += [sys.executable, "-m", "bench.gpu_tools", *_as_arguments(conv, *settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return (
+        {"layer": key, "counters": _counters(done.stdout)} if done.returncode == 0 else {"failed": done.stderr[-500:]}
+    )
+
+
+def _counters(text: str) -> dict[str, float]:
+    """Counters of the last kernel in the output of `ncu --csv`."""
+    lines = text[text.index('"ID"') :] if '"ID"' in text else ""
+    rows = list(csv.DictReader(io.StringIO(lines)))
+    last = [row for row in rows if row["ID"] == rows[-1]["ID"]]
+    return {COUNTERS[row["Metric Name"]]: float(row["Metric Value"].replace(",", "")) for row in last}
+
+
+def _name(record: dict[str, Any]) -> str:
+    return json.dumps(record["key"])
+
+
+def _tool(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
+
+
+def _as_arguments(
+    conv: Conv, dtype: str, batch: int, block: str, sparsity: int, calls: int, form: dict[str, Any]
+) -> list[str]:
+    settings = [dtype, batch, block, sparsity, calls, form]
+    return [json.dumps({**conv.__dict__}), json.dumps(settings)]
+
+
+def run_once(conv_text: str, settings_text: str) -> None:
+    """Run one conv a few times on whatever device there is; for the tools above."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(conv_text).items()}
+    dtype, batch, block, sparsity, calls, form = json.loads(settings_text)
+    set_precision(dtype)
+    conv = Conv(**values)
+    layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problem = Problem.of(layer, device, 1)
+    run = problem.sparse(**(form or chosen(replace(layer), device)))
+    for _ in range(calls):
+        run(*problem.inputs[0])
+
+
+def cases(part: str, records: list[dict[str, Any]]) -> Iterator[Case]:
+    """The cases of one tool."""
+    if part == "sanitizer":
+        for check in CHECKS:
+            for form in FORMS:
+                yield _sanitizer(check, form, "3x3")
+    if part == "profile":
+        for rank in range(SLOWEST):
+            yield _profile(rank, records)
+
+
+def _sanitizer(check: str, form: str, conv: str) -> Case:
+    key = {"part": "sanitizer", "check": check, "form": form, "of": conv}
+    return Case(key, dict, lambda setting: sanitized(check, form, conv, setting))
+
+
+def _profile(rank: int, records: list[dict[str, Any]]) -> Case:
+    return Case({"part": "profile", "rank": rank}, dict, lambda setting: profiled(rank, records, setting))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="run one conv, for compute-sanitizer and ncu")
+    parser.add_argument("conv")
+    parser.add_argument("settings")
+    given = parser.parse_args()
+    run_once(given.conv, given.settings)

@@ -1,0 +1,268 @@
+"""The plan of a graph for inputs of one shape: a layout and memory for each value, steps for each operation.
+
+Values that torch reads or writes lie with channels last. Those between operations of the engine lie in the layout that
+their readers want, in an arena that is planned once: where a value is no longer read, another may lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_layout import Layout
+from fxdbsr.kernels.cpu_plan import Geometry, packed_input, takes, writes
+from fxdbsr.kernels.cpu_program import Place, Program, Step, conv_of, copy_of, pool_of
+from fxdbsr.kernels.cpu_steps import Copy, Pool
+from fxdbsr.network.memory import FOREVER, Buffer, arrange
+from fxdbsr.network.operations import Image, Operation
+from fxdbsr.nn.packed import PackedConv
+
+
+@dataclass
+class Move:
+    """A step before memory is known: the buffers that it reads and writes, and how it is made of their places."""
+
+    buffers: tuple[Buffer, ...]  # the last one is written
+    make: Callable[[Sequence[Place]], Step]
+
+
+@dataclass
+class Run:
+    """Steps in a row; `outside` are the buffers 1, 2, ... of its program, the arena is buffer 0."""
+
+    moves: list[Move] = field(default_factory=list)
+    outside: list[Buffer] = field(default_factory=list)
+    program: Program | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a conv's step needs beside its geometry."""
+
+    conv: Geometry
+    values: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    bias: Tensor | None
+
+
+@dataclass
+class Plan:
+    """How a graph runs for inputs of one shape.
+
+    Args:
+        graph: a converted model's.
+        images: the shapes of its values.
+        operations: of the nodes that the engine runs.
+        aliases: nodes that torch runs whose values share memory with what they read.
+        inputs: layouts of the images among the graph's inputs.
+        batch, dtype: of all images.
+        threads: that share the work.
+        target: what code is compiled for.
+        weights_of: the weights of a layer.
+
+    Attributes:
+        items: runs of steps and nodes that torch runs, in order.
+        buffers: of each image.
+        bytes: of the arena.
+    """
+
+    graph: fx.Graph
+    images: Mapping[fx.Node, Image]
+    operations: Mapping[fx.Node, Operation]
+    aliases: frozenset[fx.Node]
+    inputs: Mapping[fx.Node, Layout]
+    batch: int
+    dtype: torch.dtype
+    threads: int
+    target: jit.Target
+    weights_of: Callable[[PackedConv | nn.Linear], Weights]
+    items: list[Run | fx.Node] = field(default_factory=list)  # made here
+    buffers: dict[fx.Node, Buffer] = field(default_factory=dict)
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._now = 0
+        self._homes: dict[fx.Node, Layout] = {}
+        for node in reversed(self.graph.nodes):
+            if node in self.images:
+                self._homes[node] = self._home(node)
+        self._copies: dict[tuple[int, Layout], Buffer] = {}
+        for node in self.graph.nodes:
+            if node in self.operations:
+                self._add(node, self.operations[node])
+            else:
+                self._leave(node)
+        runs = [item for item in self.items if isinstance(item, Run)]
+        buffers = list({id(b): b for run in runs for move in run.moves for b in move.buffers}.values())
+        self.bytes = arrange([b for b in buffers if not b.outside], self.batch, self.dtype.itemsize)
+        for run in runs:
+            run.outside = list({id(b): b for move in run.moves for b in move.buffers if b.outside}.values())
+            numbers = {id(buffer): number for number, buffer in enumerate(run.outside, 1)}
+            steps = [move.make([Place(numbers.get(id(b), 0), b.offset) for b in move.buffers]) for move in run.moves]
+            run.program = Program(self.target, steps, self.threads)
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the engine runs everything, so that images may be taken in any parts."""
+        return len(self.items) == 1 and isinstance(self.items[0], Run)
+
+    def outside_nodes(self, run: Run) -> list[fx.Node]:
+        """A node for each of the buffers outside the arena that `run` reads or writes."""
+        node_of = {id(buffer): node for node, buffer in reversed(self.buffers.items())}
+        return [node_of[id(buffer)] for buffer in run.outside]
+
+    def readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The nodes that read the value of `node`, also as another shape."""
+        for user in node.users:
+            if user in self.operations and self.operations[user].kind == "same":
+                yield from self.readers(user)
+            else:
+                yield user
+
+    def _home(self, node: fx.Node) -> Layout:
+        """The layout that suits the readers of `node`, of those in which it can be written."""
+        image, operation = self.images[node], self.operations.get(node)
+        last = Layout.channels_last(image.channels, image.size)
+        readers = [*self.readers(node)]
+        if operation is None:
+            return self.inputs.get(node, last)
+        if operation.kind in ("linear", "same") or any(reader not in self.operations for reader in readers):
+            return last
+        wanted = [self._wanted(node, reader) for reader in readers]
+        for layout in sorted(wanted, key=lambda w: w.border, reverse=True):
+            alike = [
+                w.border for w in wanted if (w.block, w.pixel, w.groups) == (layout.block, layout.pixel, layout.groups)
+            ]
+            layout = replace(layout, border=(max(top for top, _ in alike), max(left for _, left in alike)))
+            if operation.layer is None:
+                fits = layout.groups == 1
+            else:
+                fits = writes(self.weights_of(operation.layer).conv, layout, self.target)
+            if fits:
+                return layout
+        return last
+
+    def _wanted(self, node: fx.Node, reader: fx.Node) -> Layout:
+        """The layout in which `reader` reads the value of `node` best."""
+        operation, image = self.operations[reader], self.images[node]
+        if operation.layer is not None and self.operations[reader].inputs[0] in (node, *self._same_as(node)):
+            return packed_input(self.weights_of(operation.layer).conv, self.target, image.size)
+        return replace(self._homes[reader], channels=image.channels, size=image.size, border=(0, 0))
+
+    def _same_as(self, node: fx.Node) -> Iterator[fx.Node]:
+        for user in node.users:
+            if user in self.operations and self.operations[user].kind == "same":
+                yield user
+                yield from self._same_as(user)
+
+    def _leave(self, node: fx.Node) -> None:
+        """Let torch run `node`."""
+        if node.op not in ("placeholder", "output"):
+            self.items.append(node)
+            self._now += 1
+            for source in node.all_input_nodes:
+                if source in self.buffers:
+                    buffer = self.buffers[source]
+                    buffer.last = FOREVER if node in self.aliases else max(buffer.last, self._now)
+        if node in self.images:
+            self.buffers[node] = Buffer(self._homes[node], outside=True)
+
+    def _add(self, node: fx.Node, operation: Operation) -> None:
+        x = operation.inputs[0]
+        if operation.kind == "same":
+            self.buffers[node] = self.buffers[x]
+            return
+        outside = any(reader.op == "output" for reader in self.readers(node))
+        y = self.buffers[node] = Buffer(self._homes[node], outside)
+        if operation.layer is not None:
+            self._add_conv(operation, self.weights_of(operation.layer), self.buffers[x], y)
+        else:
+            self._add_pool(operation, self.buffers[x], y)
+
+    def _move(self, buffers: Sequence[Buffer], make: Callable[[Sequence[Place]], Step]) -> None:
+        if not self.items or not isinstance(self.items[-1], Run):
+            self.items.append(Run())
+        run = self.items[-1]
+        assert isinstance(run, Run)
+        run.moves.append(Move(tuple(buffers), make))
+        self._now += 1
+        buffers[-1].first = self._now
+        for buffer in buffers:
+            buffer.last = max(buffer.last, self._now)
+
+    def _fit(self, home: Buffer, layout: Layout, fits: bool) -> Buffer:
+        """The value in `home` where it lies if that `fits`, else a copy in `layout`."""
+        if fits or home.layout == layout:
+            return home
+        key = (id(home), layout)
+        if key not in self._copies or home.outside or home.last == FOREVER:
+            copy = Copy(self.target, self.dtype == torch.bfloat16, home.layout, layout)
+            self._copies[key] = Buffer(layout)
+            self._move((home, self._copies[key]), lambda places: copy_of(copy, self.batch, places))
+        return self._copies[key]
+
+    def _add_conv(self, operation: Operation, weights: Weights, x: Buffer, y: Buffer) -> None:
+        conv, bias = weights.conv, weights.bias
+        source = self._fit(x, packed_input(conv, self.target, x.layout.size), takes(conv, self.target, x.layout))
+        residual = None
+        if len(operation.inputs) > 1:
+            residual = self.buffers[operation.inputs[1]]
+            fits = writes(conv, residual.layout, self.target)
+            residual = self._fit(residual, replace(y.layout, border=(0, 0)), fits)
+        tensors = (weights.values, weights.crow_indices, weights.col_indices)
+
+        def make(places: Sequence[Place]) -> Step:
+            layouts = (source.layout, y.layout, residual.layout if residual else None)
+            at = (places[0], places[-1], places[1] if residual else 0, bias.data_ptr() if bias is not None else 0)
+            given = (*at, *(t.data_ptr() for t in tensors))
+            step = conv_of(conv, self.target, self.batch, self.threads, layouts, given, len(weights.col_indices))
+            return replace(step, kept=(*step.kept, *tensors, *(() if bias is None else (bias,))))
+
+        self._move((source, residual, y) if residual else (source, y), make)
+
+    def _add_pool(self, operation: Operation, x: Buffer, y: Buffer) -> None:
+        at, to = x.layout, y.layout
+        if to.size == (1, 1) and to.border == (0, 0) and to.block == to.channels and at.channels % at.block == 0:
+            to = replace(to, block=at.block, pixel=at.pixel)  # planes of one pixel lie as one plane does
+        wanted = replace(to, size=at.size, border=(0, 0))
+        source = self._fit(x, wanted, at.groups == 1 and (at.block, at.pixel) == (wanted.block, wanted.pixel))
+        windows = (operation.kernel, operation.stride, operation.padding, to.size)
+        pool = Pool(self.target, self.dtype == torch.bfloat16, operation.kind, *windows, source.layout, to)
+        self._move((source, y), lambda places: pool_of(pool, self.batch, places))
+
+
+def may_keep(node: fx.Node) -> bool:
+    """True where `node` calls code from outside of torch, which may keep what it reads."""
+    if node.op == "call_method":
+        return False
+    owner = node.graph.owning_module
+    target: Any = type(owner.get_submodule(str(node.target))) if node.op == "call_module" and owner else node.target
+    module = getattr(target, "__module__", None) or "builtins"
+    return module.split(".")[0] not in ("torch", "_operator", "builtins", "math", "fxdbsr")
+
+
+def conv_weights(layer: PackedConv) -> Weights:
+    """The weights of a conv that the CPU engine runs."""
+    stride, padding, dilation = ((v[0], v[1]) for v in (layer.stride, layer.padding, layer.dilation))
+    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.bias
+    conv = Geometry(
+        layer.grid, stride, padding, dilation, bfloat16, bias is not None, layer.activation, layer.negative_slope
+    )
+    return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
+
+
+def linear_weights(layer: nn.Linear, target: jit.Target) -> Weights:
+    """The weights of a linear layer as those of a conv over one pixel, in blocks as wide as the input."""
+    bfloat16, bias = layer.weight.dtype == torch.bfloat16, layer.bias
+    grid = BlockGrid.of((layer.out_features, layer.in_features, 1, 1), (32, None))
+    conv = Geometry(grid, (1, 1), (0, 0), (1, 1), bfloat16, bias is not None, "none", 0.0)
+    keep = torch.ones(grid.shape, dtype=torch.bool)
+    values, crow, col = grid.pack(layer.weight.detach()[:, :, None, None], keep)
+    return Weights(conv, conv.order(target).weights(values), crow, col, None if bias is None else bias.detach())

@@ -1,0 +1,283 @@
+"""Runs a converted model on a CPU: plans for the shapes that it meets, memory for calls, and when not to.
+
+The graph stays an ordinary graph of packed convs and runs as one wherever something looks at it: gradients, hooks,
+compilers, modes, tracers. Else the first call with inputs of a shape makes a plan, from shapes alone, and follows it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxdbsr.graph import called_module, get_attribute, writes_in_place
+from fxdbsr.kernels import cpu_program, jit
+from fxdbsr.kernels.cpu_layout import Layout
+from fxdbsr.kernels.ops import is_watched
+from fxdbsr.network.memory import PAGE
+from fxdbsr.network.operations import image_of, operations_of
+from fxdbsr.network.plan import Plan, Run, Weights, conv_weights, linear_weights, may_keep
+from fxdbsr.nn.packed import PackedConv
+
+PLANS = 16  # of different shapes that a model keeps
+SPARE = 8  # memories for calls that a plan keeps
+CHUNK = 4  # images that are taken at a time where a batch has more
+
+
+class UnplannedError(Exception):
+    """A value has another shape than in the call that the plan was made from."""
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and notes the shape of each value, and which values share memory with what they were made from."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[fx.Node, Any] = {}
+        self.aliases: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As the interpreter."""
+        before = [tensor for source in n.all_input_nodes for tensor in pytree.tree_leaves(self.env[source])]
+        value = super().run_node(n)
+        for tensor in pytree.tree_leaves(value):
+            if isinstance(tensor, Tensor) and any(isinstance(b, Tensor) and same_memory(tensor, b) for b in before):
+                self.aliases.add(n)
+        self.seen[n] = value
+        return value
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """True where one tensor may be a view of the other."""
+    return bool(torch._C._is_alias_of(a, b))  # type: ignore[attr-defined]
+
+
+def recorded(module: fx.GraphModule, args: tuple[Tensor, ...]) -> Recorder:
+    """What `module` does with tensors like `args`, told by shapes alone: nothing is computed or written."""
+    recorder = Recorder(module)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        recorder.run(*(mode.from_tensor(x) for x in args))
+    return recorder
+
+
+class Memory:
+    """The arena and the arguments for one call of a plan at a time."""
+
+    def __init__(self, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+        self.plan, self.modules = plan, modules
+        whole = torch.zeros(plan.bytes + PAGE, dtype=torch.uint8)
+        self.arena = whole[-whole.data_ptr() % PAGE :]
+        self.calls = {
+            index: item.program.call([self.arena.data_ptr(), *[0] * len(item.outside)])
+            for index, item in enumerate(plan.items)
+            if isinstance(item, Run) and item.program is not None
+        }
+        self.views: dict[fx.Node, Tensor] = {}
+        for node, buffer in plan.buffers.items():
+            if not buffer.outside and node in plan.operations and any(u not in plan.operations for u in node.users):
+                image = plan.images[node]
+                count = plan.batch * image.channels * image.size[0] * image.size[1] * plan.dtype.itemsize
+                start = self.arena[buffer.offset : buffer.offset + count].view(plan.dtype)
+                self.views[node] = image.tensor(start.view(plan.batch, *image.size, image.channels))
+
+    def run(self, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """All items of the plan, given its inputs and the tensors for its outputs; the values that torch saw.
+
+        Raises:
+            UnplannedError: a value that torch made has another shape than it had.
+        """
+        plan, values, kept = self.plan, {**self.views, **values}, list[Tensor]()
+        for index, item in enumerate(plan.items):
+            if isinstance(item, fx.Node):
+                values[item] = run_node(item, values, self.modules)
+                continue
+            for number, node in enumerate(plan.outside_nodes(item), 1):
+                x = values[node]
+                image = plan.images[node]
+                if x.shape != image.shape(plan.batch) or x.dtype != plan.dtype:
+                    raise UnplannedError
+                if node.op != "placeholder":
+                    x = x.contiguous() if image.flat else x.contiguous(memory_format=torch.channels_last)
+                    kept.append(x)
+                self.calls[index].set(number, x.data_ptr())
+            self.calls[index].run()
+        return values
+
+    def owns(self, tensor: Tensor) -> bool:
+        """True where `tensor` lies in the arena."""
+        return tensor.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
+
+
+def run_node(node: fx.Node, values: Mapping[fx.Node, Any], modules: Mapping[str, nn.Module]) -> Any:
+    """The value of a node that torch runs."""
+    args = fx.node.map_arg(node.args, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    if node.op == "call_module":
+        return modules[str(node.target)](*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    return get_attribute(node.graph.owning_module, str(node.target))  # type: ignore[arg-type]
+
+
+class Planned:
+    """Plans for one shape of input: for all of its images at once, or for a few at a time."""
+
+    def __init__(self, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+        self.batch, self.modules = plan.batch, modules
+        self.chunk = CHUNK if plan.is_whole and plan.batch > CHUNK else plan.batch
+        self.first = plan
+        self.plans: dict[int, tuple[Plan, deque[Memory]]] = {}
+        self.output = next(iter(reversed(plan.graph.nodes)))
+
+    def __call__(self, inputs: Mapping[fx.Node, Any]) -> Any:
+        """The output for these inputs."""
+        values: dict[fx.Node, Any] = dict(inputs)
+        made: dict[int, Tensor] = {}
+        for node, buffer in self.first.buffers.items():
+            if buffer.outside and node in self.first.operations:
+                image = self.first.images[node]
+                shape = (self.batch, *image.size, image.channels)
+                whole = made.setdefault(id(buffer), torch.empty(0)) if id(buffer) in made else None
+                if whole is None:
+                    whole = made[id(buffer)] = torch.empty(shape, dtype=self.first.dtype)
+                values[node] = image.tensor(whole)
+        if self.chunk == self.batch:
+            return self._part(self.batch, values)
+        for start in range(0, self.batch, self.chunk):
+            stop = min(start + self.chunk, self.batch)
+            self._part(stop - start, {node: x[start:stop] for node, x in values.items()})
+        return fx.node.map_arg(self.output.args[0], values.__getitem__)
+
+    def _part(self, size: int, values: dict[fx.Node, Any]) -> Any:
+        if size not in self.plans:
+            plan = self.first if size == self.batch else replace(self.first, batch=size, items=[], buffers={})
+            self.plans[size] = (plan, deque(maxlen=SPARE))
+        plan, free = self.plans[size]
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = Memory(plan, self.modules)
+        seen = memory.run(values)
+        output = fx.node.map_arg(self.output.args[0], seen.__getitem__)
+        if not plan.is_whole:
+            output = map_tensors(output, lambda t: t.clone() if memory.owns(t) else t)
+        free.append(memory)
+        return output
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with each tensor in its tuples, lists and dicts replaced."""
+    return pytree.tree_map_only(Tensor, function, value)
+
+
+class Runner:
+    """What a converted model remembers of its calls; none of it is state, copied or saved."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        nodes = list(module.graph.nodes)
+        self.inputs = [node for node in nodes if node.op == "placeholder"]
+        self.modules = {str(n.target): m for n in nodes if (m := called_module(n)) is not None}
+        self.layers = [m for m in self.modules.values() if isinstance(m, PackedConv)]
+        self.owners = [(*owner_of(module, name), found) for name, found in self.modules.items()]
+        self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
+        writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
+        foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
+        self.usable = any(layer.engine == "cpu" for layer in self.layers) and not writes_input and not foreign
+        self.state: Any = None
+        self.plans: OrderedDict[Any, Planned] = OrderedDict()
+        self.linears: dict[nn.Linear, tuple[Any, Weights]] = {}
+
+    def is_current(self) -> bool:
+        """True while the graph calls the modules that it called when this was made."""
+        return all(children.get(leaf) is found for children, leaf, found in self.owners)
+
+    def may_run(self, args: tuple[Any, ...], module: nn.Module) -> bool:
+        """True where nothing looks at the operations of this call, and a plan could serve it."""
+        return (
+            self.usable
+            and not module.training
+            and len(args) == len(self.inputs)
+            and all(type(x) is Tensor and x.is_cpu and x.numel() > 0 for x in args)
+            and not is_watched(*args)
+            and not torch.is_autocast_enabled("cpu")
+            and not nn.modules.module._has_any_global_hook()
+            and not any(found._forward_hooks or found._forward_pre_hooks for found in self.modules.values())
+            and not (torch.is_grad_enabled() and self._has_gradients())
+        )
+
+    def _has_gradients(self) -> bool:
+        states = (state for m in self.modules.values() for state in (m._parameters, m._buffers))
+        tensors = (t for state in states for t in state.values())
+        return any(t is not None and t.requires_grad for t in tensors) or any(
+            isinstance(t, Tensor) and t.requires_grad for t in self.constants
+        )
+
+    def run(self, module: fx.GraphModule, args: tuple[Tensor, ...]) -> tuple[bool, Any]:
+        """(True, the output), or (False, None) where the graph should run as it is."""
+        layouts = tuple(layout_of(x) for x in args)
+        if None in layouts:
+            return False, None
+        state = tuple((id(layer.values), id(layer.bias), layer.revision) for layer in self.layers)
+        if state != self.state:
+            self.state, self.plans = state, OrderedDict()
+        threads = torch.get_num_threads() if cpu_program.is_parallel() else 1
+        key = (tuple((x.shape, x.dtype) for x in args), layouts, threads)
+        planned = self.plans.get(key)
+        if planned is None:
+            inputs = dict(zip(self.inputs, layouts, strict=True))
+            planned = self.plans[key] = self._plan(module.graph, recorded(module, args), inputs, threads)
+            while len(self.plans) > PLANS:
+                self.plans.popitem(last=False)
+        try:
+            return True, planned(dict(zip(self.inputs, args, strict=True)))
+        except UnplannedError:
+            return False, None
+
+    def _plan(self, graph: fx.Graph, recorder: Recorder, layouts: dict[fx.Node, Any], threads: int) -> Planned:
+        first = recorder.seen[self.inputs[0]]
+        layer = next(layer for layer in self.layers if layer.engine == "cpu")
+        batch, dtype, target = int(first.shape[0]), layer.values.dtype, jit.host()
+        assert target is not None
+        found = {node: image_of(value, batch, dtype) for node, value in recorder.seen.items()}
+        images = {node: image for node, image in found.items() if image is not None}
+        operations, aliases = operations_of(graph, images), frozenset(recorder.aliases)
+        inputs = {node: layout for node, layout in layouts.items() if node in images}
+        options = (images, operations, aliases, inputs, batch, dtype, threads, target, self._weights)
+        return Planned(Plan(graph, *options), self.modules)
+
+    def _weights(self, layer: PackedConv | nn.Linear) -> Weights:
+        if isinstance(layer, PackedConv):
+            return conv_weights(layer)
+        bias = layer.bias
+        version = tuple((t.data_ptr(), t._version) for t in (layer.weight, bias) if t is not None)
+        if layer not in self.linears or self.linears[layer][0] != version:
+            target = jit.host()
+            assert target is not None
+            self.linears[layer] = (version, linear_weights(layer, target))
+        return self.linears[layer][1]
+
+
+def owner_of(module: nn.Module, name: str) -> tuple[dict[str, nn.Module | None], str]:
+    """The dict that holds the submodule `name`, and its key there."""
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path)._modules, leaf
+
+
+def layout_of(x: Tensor) -> Layout | None:
+    """The layout of the images in `x`; None where they lie neither channels last nor channels first."""
+    if x.dim() == 2 and x.is_contiguous():
+        return Layout.channels_last(x.shape[1], (1, 1))
+    if x.dim() != 4:
+        return None
+    C, size = x.shape[1], (x.shape[2], x.shape[3])
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return Layout.channels_last(C, size)
+    return Layout(C, size, 1, 1) if x.is_contiguous() else None

@@ -1,0 +1,130 @@
+"""`save` and `load`: a converted model's tensors in a file, and the model again from the file and the dense model.
+
+No code is loaded: the tensors are read as such (safetensors, or torch's `weights_only`), and the steps of the graph
+are those of the model that is given (`fxdbsr.record`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxdbsr.converted import STATE, ConvertedModule, read_record
+from fxdbsr.graph import share_hooks, trace_eval, unwrap
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.scaled import Blocked
+from fxdbsr.rebuild import rebuild
+
+SAFETENSORS = ".safetensors"
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state dict of a converted model, for `load`; what was at `path` is replaced once all is written.
+
+    Args:
+        model: as `convert` returns it.
+        path: of a safetensors file where it ends in ".safetensors", else of one that `torch.save` writes.
+
+    Raises:
+        TypeError, ValueError: no module, or one that is not converted.
+        ImportError: safetensors is not installed. OSError: the file cannot be written.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    if not isinstance(model, ConvertedModule):
+        raise ValueError(f"model: expected a converted model, got {type(model).__name__}: call fxdbsr.convert first")
+    path = Path(path)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.touch()  # an OSError where no file can be
+    try:
+        if path.suffix == SAFETENSORS:
+            from safetensors.torch import save_file
+
+            # it takes no tensors that share memory, and no order of axes but one
+            whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+            save_file(whole, unfinished, {"format": "pt"})
+        else:
+            torch.save(state, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(
+    model: nn.Module, path: str | os.PathLike[str], *, concrete_args: dict[str, Any] | None = None
+) -> ConvertedModule:
+    """The converted model whose state dict is in the file at `path`.
+
+    Engines are chosen anew for this machine. Reading the file runs no code.
+
+    Args:
+        model: the ordinary dense model, as it was before `prepare`; its weights do not matter and may be on the
+            meta device. It stays as it is.
+        path: written by `save`, or by `torch.save` or safetensors' `save_file` from `state_dict()` of a converted
+            model.
+        concrete_args: as given to `prepare`.
+
+    Returns:
+        The model in eval mode, with the file's dtypes, on the device of `model` (the CPU where that is meta).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind; a file that is damaged, holds no converted model, or
+            one of another model (the message names the first tensor or step that does not fit).
+        ImportError: safetensors is not installed. OSError: the file cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if concrete_args is not None and not isinstance(concrete_args, dict):
+        raise TypeError(f"concrete_args: expected a dict of the forward's arguments, got {concrete_args!r}")
+    model = unwrap(model)
+    if any(isinstance(module, Blocked | PackedConv) for module in model.modules()):
+        raise ValueError("model: expected the dense model, got one that is prepared or converted")
+    state = without_prefix(read(Path(path)))
+    if STATE not in state:
+        raise ValueError(f"{path}: expected the state of a converted model, which holds {STATE}")
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    traced = trace_eval(copy.deepcopy(model, tensors), concrete_args)  # the copy shares the tensors
+    try:
+        converted = rebuild(traced, read_record(state.pop(STATE)), state)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    share_hooks(model, converted)
+    return converted
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without what wrappers (torch.compile, DataParallel) put before every name."""
+    prefix = next((name.removesuffix(STATE) for name in state if name.endswith(STATE)), "")
+    if not all(name.startswith(prefix) for name in state):
+        return state
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in the file at `path`.
+
+    Raises:
+        ValueError: it holds anything else. ImportError: safetensors is not installed. OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after the header's length
+    try:
+        if is_safetensors:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: expected tensors saved by safetensors or torch.save: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, got {type(state).__name__}")
+    return dict(state)

@@ -1,0 +1,242 @@
+"""How the CPU engine cuts a conv into tiles and tasks, and which layouts its code takes. Plain integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.cpu_layout import Layout, Order
+from fxdbsr.kernels.cpu_tile import Conv
+from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.jit import Target
+
+PANEL_BYTES = 256 * 1024  # of input that a task works on: what a second-level cache holds beside the weights
+TASKS = 4  # of a step for each thread, so that one that is held up leaves the rest to others
+_WAYS = 8  # lines of a 4 KB column of the first-level cache
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A conv without its layouts; sizes and steps are (rows, columns)."""
+
+    grid: BlockGrid
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    bfloat16: bool
+    bias: bool
+    activation: str
+    negative_slope: float
+
+    def order(self, target: Target) -> Order:
+        """Order of the weights in code for `target`."""
+        return Order.of(self.grid, target, self.bfloat16)
+
+    def out(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(P, Q) for an input of `size`."""
+        p, q = output_size(size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
+        return p, q
+
+
+def packed_input(conv: Geometry, target: Target, size: tuple[int, int]) -> Layout:
+    """The layout in which the conv's code reads an input best: planes as wide as blocks, borders as wide as padding."""
+    grid, order = conv.grid, conv.order(target)
+    width = grid.block_size[1]
+    if order.spread:
+        width *= grid.block_size[0] // (grid.out_channels // grid.groups)
+    pixel = width if order.spread else ceil(width / order.unit) * order.unit
+    return Layout(grid.in_channels, size, width, pixel, conv.padding, 1 if order.spread else grid.groups)
+
+
+def takes(conv: Geometry, target: Target, x: Layout) -> bool:
+    """Whether the conv's code can read an input in layout `x` as it lies."""
+    best = packed_input(conv, target, x.size)
+    if x.border[0] < conv.padding[0] or x.border[1] < conv.padding[1]:
+        return False
+    if (x.block, x.pixel, x.groups) == (best.block, best.pixel, best.groups):
+        return True
+    group = x.channels // best.groups
+    aligned = x.groups == 1 and (best.groups == 1 or group % x.block == 0 or x.block % group == 0)
+    return aligned and x.block % best.block == 0 and group % best.block == 0 and best.pixel == best.block
+
+
+def writes(conv: Geometry, y: Layout, target: Target) -> bool:
+    """Whether the conv's code can write its output, or read a residual, in layout `y`."""
+    grid, (height, _) = conv.grid, conv.grid.block_size
+    if y.block >= y.channels:
+        return y.groups == 1
+    aligned = (
+        grid.groups == 1 or grid.out_channels // grid.groups % height == 0 or height > grid.out_channels // grid.groups
+    )
+    vector = min(target.lanes, height)
+    return y.groups == 1 and aligned and (y.block % height == 0 or (height % y.block == 0 and y.block % vector == 0))
+
+
+def code_of(
+    conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layout | None, images: int
+) -> tuple[Conv, int]:
+    """The code for these layouts, and the images that it sees."""
+    grid, order, out = conv.grid, conv.order(target), y.size
+    (stride, padding), size = (conv.stride, conv.padding), x.size
+    layouts = [layout for layout in (x, y, residual) if layout is not None]
+    if grid.kernel_size == (1, 1) and stride == (1, 1) and all(layout.border == (0, 0) for layout in layouts):
+        # a run of pixels, over all images where each is one plane
+        many = images if all(layout.block >= layout.channels for layout in layouts) else 1
+        images, size = images // many, (1, many * size[0] * size[1])
+        out, layouts = size, [replace(layout, size=size) for layout in layouts]
+        x, y, residual = layouts[0], layouts[1], layouts[2] if residual else None
+    section = grid.out_channels if order.spread else grid.out_channels // grid.groups
+    edge = section - (ceil(section / grid.block_size[0]) - 1) * grid.block_size[0]
+    limits = tile_pixels(target, order)
+    taps = size[0], stride[0], padding[0], conv.dilation[0]
+    if order.tiles:
+        tile = register_tile(out, 2 if order.height > 16 else 4)
+    else:
+        tile = image_tile(out, limits, grid.kernel_size[0], taps)
+    group = grid.out_channels // grid.groups, grid.in_channels // grid.groups
+    r, s = grid.kernel_size
+    code = Conv(
+        target,
+        conv.bfloat16,
+        grid.block_size,
+        order,
+        group,
+        (r, s),
+        stride,
+        padding,
+        conv.dilation,
+        x,
+        y,
+        residual,
+        out,
+        tile,
+        edge,
+        conv.bias,
+        conv.activation,
+        conv.negative_slope if conv.activation == "leaky_relu" else 0.0,
+    )
+    return code, images
+
+
+def row_table(code: Conv, grid: BlockGrid) -> list[int]:
+    """`cpu_steps.ROW` for each block row."""
+    table: list[int] = []
+    outputs, inputs = code.group
+    for first, last in grid.rows():
+        x = code.x.at(first // outputs * inputs, -code.padding[0], -code.padding[1])
+        residual = code.residual.at(first) if code.residual else 0
+        table += [x, code.y.at(first), residual, first, int(last - first < code.block[0])]
+    return table
+
+
+def line_table(code: Conv) -> list[int]:
+    """First and last + 1 kernel row that meets the image in a tile from each output row on."""
+    table: list[int] = []
+    (stride, _), (pad, _), (step, _), (R, _) = code.stride, code.padding, code.dilation, code.kernel
+    for top in range(code.out[0]):
+        bottom = top + code.tile[0] - 1
+        met = [
+            r for r in range(R) if bottom * stride + r * step >= pad and top * stride + r * step < code.x.size[0] + pad
+        ]
+        table += [met[0], met[-1] + 1] if met else [0, 0]
+    return table
+
+
+def task_table(code: Conv, rows: int, images: int, threads: int) -> list[int]:
+    """`cpu_steps.TASK` for each task: panels of tiles that the cache holds, by groups of block rows."""
+    (P, Q), (height, width) = code.out, code.tile
+    lines, columns = ceil(P / height), ceil(Q / width)
+    line_bytes = code.stride[0] * height * code.x.line * ceil(code.x.channels / code.x.block) * code.element[1]
+    along = columns if lines == 1 else lines  # what panels are cut from
+    panels = ceil(along / max(1, min(along, PANEL_BYTES * along // max(1, lines * line_bytes))))
+    wanted = TASKS * threads
+    weights = rows * code.order.block(code.group[1], code.kernel[0] * code.kernel[1])
+    groups = 1
+    if images * panels < wanted and threads > 1:
+        if weights > lines * line_bytes // code.element[1]:
+            groups = min(rows, ceil(wanted / (images * panels)))
+        else:
+            panels = min(along, ceil(wanted / images))
+            groups = min(rows, ceil(wanted / (images * panels)))
+    table: list[int] = []
+    for image in range(images):
+        for panel in range(panels):
+            first, last = (i * along // panels for i in (panel, panel + 1))
+            span = (
+                (0, P, first * width, min(last * width, Q))
+                if lines == 1
+                else (first * height, min(last * height, P), 0, Q)
+            )
+            for group in range(groups):
+                table += [image, *span, group * rows // groups, (group + 1) * rows // groups]
+    return table
+
+
+def tile_pixels(target: Target, order: Order) -> tuple[int, int]:
+    """Pixels of a tile: as few as hide the latency of multiplications, as many as registers hold.
+
+    Registers hold the sums beside the weights and an input. About 8 multiplications are under way at a time.
+    """
+    vectors = min(target.vectors, ceil(order.height * order.sums / target.lanes))
+    most = (target.registers - vectors - 1) // vectors
+    return ceil(8 / vectors), min(most, 28 if order.sums == 1 else most // 2)
+
+
+def _cost(tiles: int, pixels: int, least: int) -> float:
+    """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
+    return tiles * (max(pixels, least) + 0.6)
+
+
+def image_tile(
+    out: tuple[int, int], limits: tuple[int, int], taps: int, rows: tuple[int, int, int, int]
+) -> tuple[int, int]:
+    """(rows, columns) of a tile for output size `out`.
+
+    Args:
+        out: (P, Q).
+        limits: by `tile_pixels`.
+        taps: kernel rows.
+        rows: input rows H and stride, padding, dilation along them.
+    """
+    (P, Q), (H, stride, padding, dilation), (least, most) = out, rows, limits
+
+    def cost(tile: tuple[int, int]) -> float:
+        met = 0
+        for top in range(0, P, tile[0]):
+            last = min(top, P - tile[0]) + tile[0] - 1
+            first = last - tile[0] + 1
+            for r in range(0, taps * dilation, dilation):
+                met += last * stride + r >= padding and first * stride + r < H + padding
+        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1], least)
+
+    tiles = []
+    for columns in {ceil(Q / n) for n in range(ceil(Q / most), min(Q, 4 * ceil(Q / most) + 8) + 1)}:
+        tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
+    return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
+
+
+def register_tile(out: tuple[int, int], registers: int) -> tuple[int, int]:
+    """(rows, columns) of a tile for output size `out` and so many tile registers, each of equally many pixels of a row.
+
+    A multiplication takes the time of 17 pixels and one for each pixel (measured on an Intel Xeon with AMX).
+    """
+    P, Q = out
+    best, least = (1, 1), float("inf")
+    for columns in range(1, min(Q, 16 * registers) + 1):
+        pieces = ceil(columns / 16)
+        if columns % pieces:
+            continue
+        for rows in range(1, min(P, registers // pieces) + 1):
+            time = ceil(P / rows) * ceil(Q / columns) * rows * (17 * pieces + columns)
+            if time < least or (time == least and rows * columns > best[0] * best[1]):
+                best, least = (rows, columns), time
+    return best
+
+
+def conflicts(pitch: int, pixels: int) -> bool:
+    """Whether lines `pitch` bytes apart, one a pixel, crowd each other out of the first-level cache."""
+    sets = 1
+    while pitch % (4096 // sets) and sets < 64:
+        sets *= 2
+    return sets * _WAYS < pixels

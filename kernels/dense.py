@@ -1,0 +1,74 @@
+"""torch's own conv with its epilogue, in as few kernels as torch can be called for.
+
+    y = activation(conv(x, weight) + bias + residual)
+
+cuDNN adds bias and residual and applies a ReLU in the conv's own kernel, if it is asked by
+`torch.cudnn_convolution_relu` or `torch.cudnn_convolution_add_relu`; `F.conv2d` adds the bias in a kernel of its
+own, and residual and activation are two more. Where a compiler sees the call, the plain form is left to it: it
+fuses what follows a conv by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.reference import activate
+
+FUSED_DTYPES = (torch.float16, torch.float32)
+
+
+def why_unfused(device: torch.device, dtype: torch.dtype, axes: int, groups: int, activation: str) -> str | None:
+    """A sentence that says why cuDNN cannot run conv and epilogue as one kernel; None where it can be asked to."""
+    if device.type != "cuda" or torch.version.hip:
+        return f"cuDNN is not for {device.type}" if device.type != "cuda" else "cuDNN is not for AMD GPUs"
+    if activation != "relu":
+        return f"cuDNN fuses ReLU, not {activation}"
+    if axes != 2 or groups != 1:
+        return f"2-d convs of one group are fused, this one has {axes} axes and {groups} groups"
+    if dtype not in FUSED_DTYPES:
+        return f"float16 and float32 are fused, not {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def layout(weight: Tensor) -> Tensor:
+    """The dense weight as the device's conv reads it, so that no call has to copy it."""
+    if weight.is_cuda and weight.dim() == 4:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
+
+
+def conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it."""
+    geometry = ([*stride], [*padding], [*dilation], groups)
+    axes = weight.dim() - 2
+    if why_unfused(input.device, input.dtype, axes, groups, activation) is None and _may_fuse(input, residual):
+        if residual is None:
+            return torch.cudnn_convolution_relu(input, weight, bias, *geometry)
+        spatial = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+        if tuple(residual.shape) == (input.shape[0], weight.shape[0], *spatial):
+            return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, bias, *geometry)
+    function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    y = function(input, weight, bias, *geometry)
+    return activate(y if residual is None else y + residual, activation, negative_slope)
+
+
+def _may_fuse(input: Tensor, residual: Tensor | None) -> bool:
+    """True outside of compilers and gradients, with images to convolve."""
+    tracked = torch.is_grad_enabled() and (input.requires_grad or (residual is not None and residual.requires_grad))
+    return not torch.compiler.is_compiling() and not tracked and input.shape[0] > 0 and torch.backends.cudnn.enabled

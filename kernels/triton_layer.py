@@ -1,0 +1,100 @@
+"""One conv at one input size, as the planner sees it: shapes, blocks, epilogue, and the work that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.triton_plan import precision_of
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One conv at one input size, with its epilogue.
+
+    Args:
+        batch: images.
+        size: input height and width.
+        columns: for each row of blocks the bit mask of the columns in which it has a block.
+        bias, residual: whether the epilogue adds them.
+        activation: one of `geometry.ACTIVATIONS`.
+        allow_3xtf32: whether float32 may be formed from three products in tf32.
+    """
+
+    grid: BlockGrid
+    batch: int
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    dtype: torch.dtype
+    columns: tuple[int, ...]
+    bias: bool = True
+    residual: bool = False
+    activation: str = "relu"
+    allow_3xtf32: bool = False
+
+    @property
+    def precision(self) -> str:
+        """How products are formed, as cuDNN's switch says now."""
+        return precision_of(self.dtype)
+
+    @property
+    def density(self) -> float:
+        """Share of the blocks that are kept."""
+        rows, columns = self.grid.shape
+        return sum(mask.bit_count() for mask in self.columns) / (rows * columns)
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels, N*P*Q."""
+        spatial = output_size(self.size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
+        return self.batch * prod(spatial)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the output."""
+        return self.pixels * self.grid.out_channels * self.dtype.itemsize
+
+    def bytes(self, density: float, residual: bool) -> float:
+        """Bytes of device memory touched, with that share of the weights."""
+        grid = self.grid
+        read = self.batch * prod(self.size)
+        if prod(grid.kernel_size) == 1:
+            read = min(read, self.pixels)
+        elements = read * grid.in_channels + prod(grid.weight_shape) * density
+        return elements * self.dtype.itemsize + self.output_bytes * (2 if residual else 1)
+
+    def flop(self, density: float) -> float:
+        """FLOP, two a product, with that share of the weights."""
+        return 2 * self.pixels * prod(self.grid.weight_shape) * density
+
+    def full(self) -> Layer:
+        """The layer with all its blocks."""
+        return replace(self, columns=((1 << self.grid.shape[1]) - 1,) * self.grid.shape[0])
+
+
+def random_columns(grid: BlockGrid, density: float, seed: int = 0) -> tuple[int, ...]:
+    """A random choice of `round(density * blocks)` blocks, as bit masks of columns.
+
+    Raises:
+        ValueError: a density outside 0 to 1.
+    """
+    if not 0 <= density <= 1:
+        raise ValueError(f"density: expected 0 to 1, got {density}")
+    rows, columns = grid.shape
+    kept = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))
+    return masks(grid, kept[: round(density * rows * columns)].tolist())
+
+
+def masks(grid: BlockGrid, kept: Sequence[int]) -> tuple[int, ...]:
+    """Bit masks of columns from the numbers of kept blocks, counted row by row."""
+    found = [0] * grid.shape[0]
+    for block in kept:
+        found[block // grid.shape[1]] |= 1 << block % grid.shape[1]
+    return tuple(found)

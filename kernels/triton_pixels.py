@@ -1,0 +1,69 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""Where an output pixel reads: its offset in the input, and which taps of the kernel lie inside the image.
+
+x is `[N, H, W, C]`, channels last. An entry of the tables, `channel | r << 24 | s << 27`, moves the offset to a
+channel and a tap (r, s); r = s = 7 stands for padding of a step, which reads as zero.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pixel_offsets(
+    m,
+    pixels,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+):
+    """Element offset of tap (0, 0) of output pixel `m`, and bits that tell which taps lie inside the image.
+
+    Bit r*S + s for kernels of up to 31 taps; for larger ones bit r for rows and bit 8 + s for columns.
+    """
+    m = tl.minimum(m, pixels - 1)  # past the end: read the last pixel again, store nothing
+    image = m // (P * Q)
+    p = m // Q - image * P
+    q = m - (m // Q) * Q
+    h = p * SH - PH
+    w = q * SW - PW
+    base = ((image * H + h) * W + w) * C
+    bits = m * 0
+    if PH > 0 or PW > 0:
+        if R * S <= 31:
+            for r in tl.static_range(R):
+                for s in tl.static_range(S):
+                    row = (h + r * DH >= 0) & (h + r * DH < H)
+                    inside = row & (w + s * DW >= 0) & (w + s * DW < W)
+                    bits = bits | (inside.to(tl.int32) << (r * S + s))
+        else:
+            for r in tl.static_range(R):
+                bits = bits | (((h + r * DH >= 0) & (h + r * DH < H)).to(tl.int32) << r)
+            for s in tl.static_range(S):
+                bits = bits | (((w + s * DW >= 0) & (w + s * DW < W)).to(tl.int32) << (8 + s))
+    return base, bits
+
+
+@triton.jit
+def decode(entry):
+    """channel, r, s of an entry."""
+    return entry & 0xFFFFFF, (entry >> 24) & 7, entry >> 27
+
+
+@triton.jit
+def tap_inside(bits, r, s, R: tl.constexpr, S: tl.constexpr):
+    """True where tap (r, s) lies inside the image, by the `bits` of `pixel_offsets`; False for padding of a step."""
+    inside = (bits >> r) & (bits >> (8 + s)) if R * S > 31 else bits >> tl.minimum(r * S + s, 31)
+    return (inside & 1) != 0

@@ -1,0 +1,103 @@
+"""On a GPU the rule behind "auto" weighs blocks, epilogue and input size; what it needs to know is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxdbsr
+from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.choice import choose
+from fxdbsr.nn.packed import PackedConv
+from tests.triton_cases import float32_precision
+
+pytest.importorskip("triton")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def tf32() -> Iterator[None]:
+    with float32_precision("tf32"):
+        yield
+
+
+def chosen(channels: int, outputs: int, kernel: int, **seen: Any) -> tuple[str, str]:
+    """Engine and reason for a conv with blocks of 128x32 on a GPU, every fifth block kept."""
+    grid = BlockGrid.of((outputs, channels, kernel, kernel), (128, 32))
+    keep = torch.arange(grid.shape[0] * grid.shape[1]).view(grid.shape) % 5 == 0
+    _, crow, col = grid.pack(torch.ones(grid.weight_shape), keep)
+    half = (kernel // 2, kernel // 2)
+    return choose("auto", 0.2, grid, (1, 1), half, (1, 1), torch.float16, CUDA, (crow, col), **seen)
+
+
+def test_wide_3x3_convs_go_sparse() -> None:
+    engine, reason = chosen(512, 512, 3, size=(32, 28, 28))
+    assert engine == "triton"
+    assert "dense is estimated at 151.6 us (cudnn_convolution_relu" in reason
+
+
+def test_memory_bound_convs_stay_dense() -> None:
+    engine, reason = chosen(64, 256, 1, size=(32, 56, 56))
+    assert engine == "dense"
+    assert "memory traffic" in reason
+
+
+def test_an_epilogue_that_cudnn_cannot_fuse_tips_the_scales() -> None:
+    assert chosen(64, 256, 1, size=(32, 56, 56), activation="silu")[0] == "triton"
+
+
+def test_an_unknown_size_is_taken_to_be_large() -> None:
+    assert chosen(512, 512, 3)[0] == "triton"
+
+
+def test_what_the_engine_cannot_run_stays_dense() -> None:
+    engine, reason = chosen(16, 64, 3)
+    assert (engine, "32 input channels" in reason) == ("dense", True)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))) + x)
+
+
+def packed(**arguments: Any) -> list[PackedConv]:
+    fast = fxdbsr.convert(fxdbsr.prepare(Residual()), backend="reference", **arguments)
+    return [module for module in fast.modules() if isinstance(module, PackedConv)]
+
+
+def test_residuals_are_noted() -> None:
+    assert [layer.adds_residual for layer in packed()] == [False, True]
+
+
+def test_sizes_of_the_example_inputs_are_noted() -> None:
+    assert [layer.input_size for layer in packed(example_inputs=torch.zeros(2, 32, 5, 7))] == [(2, 5, 7)] * 2
+    assert [layer.input_size for layer in packed()] == [None, None]
+
+
+def test_example_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="example_inputs: the model's forward fails on them"):
+        packed(example_inputs=torch.zeros(2, 31, 5, 7))
+
+
+def test_3xtf32_is_noted_for_every_layer() -> None:
+    fast = fxdbsr.convert(fxdbsr.prepare(Residual()), backend="reference")
+    assert fxdbsr.set_float32_precision(fast, "3xtf32") is fast
+    assert {m.precision for m in fast.modules() if isinstance(m, PackedConv)} == {"3xtf32"}
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "reason"),
+    [(nn.ReLU(), "3xtf32", "model: expected a converted model, got ReLU"), (nn.ReLU(), "tf32", "precision: expected")],
+    ids=["not converted", "unknown"],
+)
+def test_other_models_and_precisions_are_refused(model: nn.Module, precision: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        fxdbsr.set_float32_precision(model, precision)
