@@ -38,14 +38,11 @@ class LivePaths:
             layer.weight.copy_(layer.grid.expand_mask(keep.view(layer.grid.shape)))
         flow = Flow(self._graph)
         need = needed_channels(flow)
-        reads = {id(link.layer): (link, need[flow.root[link.output]]) for link in flow.links}
+        links = {id(link.layer): link for link in flow.links}
         found = []
         for layer, keep in zip(self._layers, kept, strict=True):
-            link, needed = reads[id(layer.users[0])]
-            if link.input is None:
-                found.append(torch.ones_like(keep))
-                continue
-            weights = (link.reads & needed[:, None]).to(layer.weight.dtype)
+            link = links[id(layer.users[0])]
+            weights = (link.reads & need[flow.root[link.output]][:, None]).to(layer.weight.dtype)
             weights = weights[(..., *(None,) * (layer.weight.dim() - 2))].expand(layer.weight.shape)
             found.append((layer.grid.block_sum(weights) > 0).flatten() & keep)
         return found
@@ -59,5 +56,7 @@ def needed_channels(flow: Flow) -> Tensor:
     kept = -1
     while kept != (kept := int(need.sum())):
         for link in reversed(flow.links):
-            link.spread(need, flow.root)
+            if link.input is not None:
+                read = link.reads[need[flow.root[link.output]]].any(0)
+                need[flow.root[link.input.labels[read]]] = True
     return need

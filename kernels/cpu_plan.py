@@ -43,25 +43,32 @@ class Geometry:
         return p, q
 
 
-def best_grid(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> BlockGrid:
-    """The grid, of the same blocks or taller ones, in which the kept blocks are expected to run fastest.
+def work_by_height(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> dict[int, float]:
+    """Weights that a conv multiplies with blocks of each height that may be taken, over the rate of that height.
 
     A tall block holds the low ones below each other, zeros where they are not kept: more work at a higher rate.
     """
     height, width = grid.block_size
+    rate = RATES.get(height, min(1.0, RATES[8] * height / 8) if height < 32 else 1.0)
+    found = {height: len(col_indices) * height * width / rate}
     if grid.groups > 1 or height not in RATES or not len(col_indices):
-        return grid
+        return found
     rows, columns = grid.shape
     kept = torch.zeros(rows, columns, dtype=torch.bool)
-    kept[torch.arange(rows).repeat_interleave(crow_indices.diff().long()), col_indices.long()] = True
-    costs = {}
+    kept[torch.arange(rows).repeat_interleave(crow_indices.cpu().diff().long()), col_indices.cpu().long()] = True
     for tall, rate in RATES.items():
-        if height <= tall <= max(height, grid.out_channels):
-            parts = -(-rows * height // tall)
+        if height < tall <= grid.out_channels:
+            parts = ceil(rows * height / tall)
             padded = torch.nn.functional.pad(kept, (0, 0, 0, parts * (tall // height) - rows))
-            costs[tall] = int(padded.view(parts, -1, columns).any(1).sum()) * tall / rate
-    best = min(costs, key=costs.__getitem__)
-    return grid if best == height else BlockGrid.of(grid.weight_shape, (best, width))
+            found[tall] = int(padded.view(parts, -1, columns).any(1).sum()) * tall * width / rate
+    return found
+
+
+def best_grid(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> BlockGrid:
+    """The grid, of the same blocks or taller ones, in which the kept blocks are expected to run fastest."""
+    work = work_by_height(grid, crow_indices, col_indices)
+    best = min(work, key=work.__getitem__)
+    return grid if best == grid.block_size[0] else BlockGrid.of(grid.weight_shape, (best, grid.block_size[1]))
 
 
 def packed_input(conv: Geometry, target: Target, size: tuple[int, int]) -> Layout:
