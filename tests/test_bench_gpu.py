@@ -201,6 +201,23 @@ def test_the_first_half_hour_calls_every_part(monkeypatch: pytest.MonkeyPatch, t
     assert all(options.rehearse for options in parsed)
 
 
+AHEAD = """
+from bench.gpu_ahead import compile_job, only_compile
+from bench.gpu_hazards import CONVS
+only_compile(90)
+print(compile_job((CONVS["1x1"], "fp16", 2, "32x32", 50, False)))
+"""
+
+
+@needs_no_gpu
+def test_a_forward_reads_nothing_back_from_tensors_without_data(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", AHEAD]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.stdout == "None\n", done.stdout + done.stderr
+    assert list(tmp_path.rglob("gather_kernel.cubin"))
+
+
 def test_convs_have_names_that_tell_them_apart() -> None:
     names = {conv.name for conv in CONVS.values()}
     assert len(names) == len(CONVS)
