@@ -3,7 +3,8 @@
     python -m bench.memory [--json bench/results/memory.json]
 
 After a tenth of the rounds, which fill the caches, the resident set is read, and again at the end. The inferences
-are of 40 sizes in turn; the conversions are of one model, in turn with every backend, each run once.
+are of 14 sizes in turn and now and then of another, more than a model keeps plans for; the conversions are of one
+model, in turn with every backend, each run once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def measure(name: str, size: int, conversions: int, inferences: int) -> list[dic
         fxdbsr.convert(prepared, backend=BACKENDS[n % len(BACKENDS)])(x)
 
     def infer(n: int) -> None:
-        fast(torch.randn(1 + n % 4, 3, size + n % 10, size))
+        fast(torch.randn(1 + n % 2, 3, size + n % 7 if n % 50 else size + n // 50 % 24, size))
 
     rows: list[dict[str, object]] = []
     for what, step, rounds in (("conversions", convert, conversions), ("inferences", infer, inferences)):
@@ -81,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FXDBSR_CACHE"] = folder
         rows = measure("small", 12, arguments.conversions, arguments.inferences)
-        rows += measure("resnet18", 32, arguments.conversions // 10, arguments.inferences // 10)
+        rows += measure("resnet18", 32, arguments.conversions // 20, arguments.inferences // 20)
     print(tabulate(rows, headers="keys"))
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": provenance(), "rows": rows}, indent=1) + "\n")
