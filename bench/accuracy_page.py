@@ -94,7 +94,8 @@ def floor() -> str:
             (f"at {s:.0%}: not below gradual global pruning by more than 2 errors, each at most 0.5", gap, noise)
         )
     for s, least in ((0.7, 2.0), (0.9, 8.0)):
-        asked.append((f"at {s:.0%}: {least:g} points over one-shot pruning", _difference(among, "once", s), least))
+        for arm in ("once", "once_layer"):
+            asked.append((f"at {s:.0%}: {least:g} points over {LABELS[arm]}", _difference(among, arm, s), least))
     asked.append(("at 50%: at most 0.5 points under dense", _difference(among, "dense", 0.5), -0.5))
     for s, least in ((0.7, 1.0), (0.9, 3.0)):
         gaps = [gap for arm in FIXED[1:] if (gap := _difference(among, arm, s)) is not None]

@@ -111,7 +111,7 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     grid.check_indices(*packed[1:], f"{name}.")
     pad = None if about["pad"] is None else (tuple(about["pad"][0]), about["pad"][1])
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
-    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked)
+    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked, about["output_padding"])
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
     layer.adds_residual = bool(about["adds_residual"])
     layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
@@ -120,12 +120,9 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     return marked(layer, about)
 
 
-def as_input_size(size: Any) -> tuple[int, int, int] | None:
+def as_input_size(size: Any) -> tuple[int, ...] | None:
     """`size` from a record: images, height, width."""
-    if size is None:
-        return None
-    images, height, width = (int(number) for number in size)
-    return images, height, width
+    return None if size is None else tuple(int(number) for number in size)
 
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ from bench.accuracy import describe, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
+from bench.accuracy_order import ChannelOrder
 from bench.accuracy_page import PAGE, rendered, verdict
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
@@ -69,6 +70,7 @@ LEADS: dict[str, dict[str, Any]] = {
     "shrink": {"shrink": 0.3},
     "distilled": {"dense": 0.5, "distill": 0.5},
     "unscaled": {"scales": False, "clean": True},
+    "ordered": {"scales": False, "order": 2},
 }
 
 
@@ -108,6 +110,21 @@ def test_blocks_behind_a_dead_row_and_before_a_dead_column_are_useless() -> None
     expected["body.2.conv1"][1] = False
     for name, keep in expected.items():
         assert torch.equal(useful[name], keep.flatten()), name
+
+
+def test_channels_in_another_order_compute_the_same_and_gather_energy() -> None:
+    model = make_prepared(TINY)
+    training = Training(model, TINY, epochs=1)
+    training.run()
+    model.eval()
+    layers, x = blocked_layers(model), torch.randn(2, 3, 16, 16)
+    before, weights = model(x), [layer.weight.clone() for layer in layers]
+    gain = ChannelOrder(model, training.optimizer, [1.0] * len(layers)).improve_(
+        lambda scores: [score >= torch.cat(scores).median() for score in scores]
+    )
+    assert gain > 0
+    assert any(not torch.equal(layer.weight, old) for layer, old in zip(layers, weights, strict=True))
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
 def test_clean_leaves_no_block_that_carries_nothing() -> None:

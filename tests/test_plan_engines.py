@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxdbsr
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.choice import choose
+from fxdbsr.kernels.choice import Case, choose
 from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision
 
@@ -31,7 +31,9 @@ def chosen(channels: int, outputs: int, kernel: int, **seen: Any) -> tuple[str, 
     keep = torch.arange(grid.shape[0] * grid.shape[1]).view(grid.shape) % 5 == 0
     _, crow, col = grid.pack(torch.ones(grid.weight_shape), keep)
     half = (kernel // 2, kernel // 2)
-    return choose("auto", 0.2, grid, (1, 1), half, (1, 1), torch.float16, CUDA, (crow, col), **seen)
+    case = Case(grid, crow, col, (1, 1), half, (1, 1), torch.float16, CUDA, **({"activation": "relu"} | seen))
+    choice = choose("auto", case)
+    return choice.engine, choice.reason
 
 
 def test_wide_3x3_convs_go_sparse() -> None:

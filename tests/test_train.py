@@ -103,6 +103,17 @@ def test_json_is_what_was_reached_in_place_of_the_words(train: Any, tmp_path: Pa
     assert json.loads(path.read_text()) == figures
 
 
+def test_the_other_commands_read_what_was_trained(train: Any, tmp_path: Path, capsys: Any) -> None:
+    (entry,) = train(*TINY, "--epochs", "1", "--skip", "0")
+    source = ("tiny:net", "--checkpoint", str(tmp_path / "out" / "best.pt"), "--shape", "1x3x32x32")
+    assert main(["report", *source, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["0"]["block_size"] is None
+    assert rows["3"]["sparsity"] == entry["macs_sparsity"]
+    assert main(["convert", *source, "-o", str(tmp_path / "out.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_abs_error"] < 1e-5
+
+
 def test_the_best_is_the_best_of_the_epochs_whose_mask_is_final(train: Any, tmp_path: Path) -> None:
     entries = train(*TINY, "--epochs", "5", "--end", "0.5", "--lr", "0.3")
     final = [entry for entry in entries if entry["frozen"]]

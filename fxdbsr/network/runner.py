@@ -194,7 +194,7 @@ class Runner:
         self.state: Any = None
         self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
         self.plans: OrderedDict[Any, Planned] = OrderedDict()
-        self.linears: dict[nn.Linear, tuple[Any, Weights]] = {}
+        self.weights: dict[nn.Module, tuple[Any, Weights]] = {}
 
     def is_current(self) -> bool:
         """True while the graph calls the modules that it called when this was made."""
@@ -258,15 +258,14 @@ class Runner:
         return Planned(Plan(graph, *options), self.modules)
 
     def _weights(self, layer: PackedConv | nn.Linear) -> Weights:
-        if isinstance(layer, PackedConv):
-            return conv_weights(layer)
-        bias = layer.bias
-        version = tuple((t.data_ptr(), t._version) for t in (layer.weight, bias) if t is not None)
-        if layer not in self.linears or self.linears[layer][0] != version:
+        tensors = (layer.values, layer.bias) if isinstance(layer, PackedConv) else (layer.weight, layer.bias)
+        version = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+        if layer not in self.weights or self.weights[layer][0] != version:
             target = jit.host()
             assert target is not None
-            self.linears[layer] = (version, linear_weights(layer, target))
-        return self.linears[layer][1]
+            found = conv_weights if isinstance(layer, PackedConv) else linear_weights
+            self.weights[layer] = (version, found(layer, target))  # type: ignore[arg-type]
+        return self.weights[layer][1]
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[dict[str, nn.Module | None], str]:
