@@ -2,41 +2,36 @@
 
     python -m bench.accuracy run --plan floor --out bench/results/accuracy_generated.jsonl [--part 1/2]
     python -m bench.accuracy table bench/results/accuracy_generated.jsonl
-    python -m bench.accuracy figure bench/results/accuracy_generated.jsonl --png bench/results/accuracy_generated.png
+    python -m bench.accuracy publish
 
 `run` trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON
 line after each. Started again, it goes on where it stopped; several processes may share a plan by `--part`. Nets
-train on a GPU where there is one, else on one thread.
+train on a GPU where there is one, else on one thread. `publish` makes the figures and tables of docs/accuracy.md anew
+from what bench/results/ holds by then.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from tabulate import tabulate
 
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
+from bench.accuracy_page import PAGE, RESULTS, rendered
 from bench.accuracy_plans import PLANS
+from bench.accuracy_records import Record, append, changes, key, key_of, read
 from bench.accuracy_table import HEAD, rows
 from bench.accuracy_training import Setting, accuracy, cost, make_net
 from bench.paired import provenance
 
 
-def key(record: dict[str, Any]) -> str:
-    """What tells one setting from another: the fields of `Setting` in a record."""
-    named = {field.name: record[field.name] for field in fields(Setting)}
-    return json.dumps(named, sort_keys=True)
-
-
-def run(setting: Setting) -> dict[str, Any]:
+def run(setting: Setting) -> Record:
     """Train one net; its setting, accuracy in percent, costs and seconds.
 
     `sparsity_macs` and `sparsity_params` are the fractions of the dense net's convs, the stem left out.
@@ -56,51 +51,29 @@ def run(setting: Setting) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a result file; lines of provenance, and one that a killed run left half-written, are skipped."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "accuracy" in record:
-            records.append(record)
-    return records
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one line, whole or not at all as far as other processes see."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(record) + "\n").encode()
-    with path.open("ab") as file:
-        if file.tell() and path.read_bytes()[-1:] != b"\n":
-            line = b"\n" + line
-        file.write(line)
-
-
 def run_all(settings: Iterable[Setting], out: Path) -> None:
     """Train what `out` does not hold yet."""
     if not out.exists():
         append(out, provenance())
     for setting in settings:
-        name = key(json.loads(json.dumps(asdict(setting))))
-        if name in {key(record) for record in read(out)}:
+        if key_of(setting) in {key(record) for record in read(out)}:
             continue
         record = run(setting)
         append(out, record)
         print(f"{time.strftime('%H:%M')} {describe(record)}", flush=True)
 
 
-def describe(record: dict[str, Any]) -> str:
+def describe(record: Record) -> str:
     """One line for the log."""
-    plain = Setting("", 0)
-    changed = {
-        field.name: record[field.name]
-        for field in fields(Setting)
-        if field.name != "arm" and record[field.name] != json.loads(json.dumps(getattr(plain, field.name)))
-    }
-    return f"{record['arm']} {changed} {record['accuracy']:.2f} % at {record['sparsity_macs']:.3f}"
+    return f"{record['arm']} {changes(record)} {record['accuracy']:.2f} % at {record['sparsity_macs']:.3f}"
+
+
+def publish() -> None:
+    """The figures and the tables of the page."""
+    for data, title in (("generated", "generated images, 24 classes"), ("digits", "scikit-learn's digits")):
+        if records := read(RESULTS / f"accuracy_{data}.jsonl"):
+            draw(records, PAGE.parent / "images" / f"accuracy_{data}.png", title)
+    PAGE.write_text(rendered(PAGE.read_text()))
 
 
 def main() -> None:
@@ -113,10 +86,7 @@ def main() -> None:
     table = commands.add_parser("table", help="print means, spreads and paired differences")
     table.add_argument("files", type=Path, nargs="+")
     table.add_argument("--against", default="gradual", help="the arm to subtract (default gradual)")
-    figure = commands.add_parser("figure", help="draw the error against MACs and parameters")
-    figure.add_argument("files", type=Path, nargs="+")
-    figure.add_argument("--png", type=Path, required=True)
-    figure.add_argument("--title", default="generated images")
+    commands.add_parser("publish", help="draw the figures and fill the tables of docs/accuracy.md")
     args = parser.parse_args()
     if args.command == "run":
         torch.set_num_threads(1)
@@ -124,12 +94,12 @@ def main() -> None:
         part, parts = (int(number) for number in args.part.split("/"))
         run_all(list(PLANS[args.plan]())[part - 1 :: parts], args.out)
         return
+    if args.command == "publish":
+        publish()
+        return
     records = [record for file in args.files for record in read(file)]
-    if args.command == "table":
-        head = [title.format(args.against) for title in HEAD]
-        print(tabulate(rows(records, args.against), head, tablefmt="pipe", disable_numparse=True))
-    else:
-        draw(records, args.png, args.title)
+    head = [title.format(args.against) for title in HEAD]
+    print(tabulate(rows(records, args.against), head, tablefmt="pipe", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy_table import Group, Record, groups
+from bench.accuracy_records import Record
+from bench.accuracy_table import Group, groups
 
 POSTER = Path(__file__).parent / "data" / "poster_curves.json"
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 40, 50, 70, 90)
 LABELS = {
     "scaled": "fxdbsr (scaled gradual)",
     "gradual": "gradual block pruning, global",
@@ -33,12 +35,18 @@ def draw(records: Sequence[Record], png: Path, title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
     for axis, key, what in zip(axes[0], ("macs", "params"), ("MACs", "parameters"), strict=True):
         draw_runs(axis, groups(records), f"sparsity_{key}")
-        axis.set(title=title, xlabel=f"{what} left in the blocked convs", ylabel="error on the test images, %")
+        axis.set(
+            title=title, xlabel=f"{what} left in the blocked convs", ylabel="error on the test images, %, log scale"
+        )
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(ticker.FixedLocator(TICKS))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[0, 1].legend(handles, labels, fontsize=8)
     curves = json.loads(POSTER.read_text())

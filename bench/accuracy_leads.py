@@ -77,7 +77,7 @@ def distilled(setting: Setting, teacher: nn.Module | None) -> Callable[[Tensor, 
     if teacher is None or not weight:
         return None
 
-    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def distil(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
             wanted = teacher(images).float()
         divergence = F.kl_div(
@@ -86,9 +86,10 @@ def distilled(setting: Setting, teacher: nn.Module | None) -> Callable[[Tensor, 
             log_target=True,
             reduction="batchmean",
         )
-        return (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * divergence
+        loss: Tensor = (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * divergence
+        return loss
 
-    return loss
+    return distil
 
 
 class LeadSchedule(BlockSchedule):
@@ -217,6 +218,7 @@ class LeadSchedule(BlockSchedule):
         found = []
         for layer, user in zip(self.layers, users, strict=True):
             norm = self._norm_behind(user)
+            assert norm.running_var is not None
             gain = norm.weight.square() / (norm.running_var + norm.eps)
             part = layer.weight.square() * energy[id(user)][None, :, None, None] * gain[:, None, None, None]
             score = layer.scale.square() * layer.grid.block_sum(part) / layer.grid.numel()

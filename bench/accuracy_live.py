@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from fxdbsr.channels import Flow
+from fxdbsr.channels.flow import Flow
 from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 
@@ -38,14 +38,11 @@ class LivePaths:
             layer.weight.copy_(layer.grid.expand_mask(keep.view(layer.grid.shape)))
         flow = Flow(self._graph)
         need = needed_channels(flow)
-        reads = {id(link.layer): (link.reads, need[flow.root[link.output]]) for link in flow.links}
+        links = {id(link.layer): link for link in flow.links}
         found = []
         for layer, keep in zip(self._layers, kept, strict=True):
-            read, needed = reads[id(layer.users[0])]
-            if read is None:
-                found.append(torch.ones_like(keep))
-                continue
-            weights = (read & needed[:, None]).to(layer.weight.dtype)
+            link = links[id(layer.users[0])]
+            weights = (link.reads & need[flow.root[link.output]][:, None]).to(layer.weight.dtype)
             weights = weights[(..., *(None,) * (layer.weight.dim() - 2))].expand(layer.weight.shape)
             found.append((layer.grid.block_sum(weights) > 0).flatten() & keep)
         return found
@@ -53,13 +50,13 @@ class LivePaths:
 
 def needed_channels(flow: Flow) -> Tensor:
     """`[variables]` bool: what an output depends on; unlike `Flow.needed` it may be no channel of a dead branch."""
-    need = torch.zeros(flow.size, dtype=torch.bool)
-    for labels, _ in flow.pinned:
+    need = torch.zeros(flow.facts.size, dtype=torch.bool)
+    for labels, _ in flow.facts.pinned:
         need[flow.root[labels]] = True
     kept = -1
     while kept != (kept := int(need.sum())):
         for link in reversed(flow.links):
-            if link.reads is not None and link.input is not None:
+            if link.input is not None:
                 read = link.reads[need[flow.root[link.output]]].any(0)
                 need[flow.root[link.input.labels[read]]] = True
     return need

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
-from fxdbsr.channels import Flow
+from fxdbsr.channels.flow import Flow
 from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import BlockedLayer, blocked_layers
 
@@ -125,7 +125,7 @@ class ChannelOrder:
         return torch.stack(parts).sum(0).argsort(descending=True) if parts else None
 
     def _move(self, module: nn.Module, kind: str, places: Tensor) -> None:
-        tensors = [t for name, t in module.named_parameters() if name in ("weight", "bias")]
+        tensors: list[Tensor] = [t for name, t in module.named_parameters() if name in ("weight", "bias")]
         if kind == NORM:
             tensors += [b for name, b in module.named_buffers() if name in ("running_mean", "running_var")]
         for tensor in tensors:
@@ -160,13 +160,13 @@ def channel_sets(model: nn.Module) -> list[list[tuple[str, str]]]:
     assert isinstance(graph, fx.GraphModule)
     flow = Flow(graph)
     names = {id(module): name for name, module in graph.named_modules()}
-    pinned = {int(label) for labels, _ in flow.pinned for label in flow.root[labels]}
+    pinned = {int(label) for labels, _ in flow.facts.pinned for label in flow.root[labels]}
     found: dict[tuple[int, ...], list[tuple[str, str]]] = defaultdict(list)
     for link in flow.links:
         found[tuple(flow.root[link.output].tolist())].append((names[id(link.layer)], OUT))
         if link.input is not None:
             found[tuple(flow.root[link.input.labels].tolist())].append((names[id(link.layer)], IN))
-    for norm, labels in flow.norms.items():
+    for norm, labels in flow.channelwise.items():
         found[tuple(flow.root[labels].tolist())].append((names[id(norm)], NORM))
     roots = [set(key) for key in found]
     alone = [all(r == s or not r & s for s in roots) for r in roots]

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_training import Setting
-from bench.accuracy_trials import trials
+from bench.accuracy_trials import TRIALS, trials
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 STRONG = {"lr": 0.8, "weight_decay": 2e-3}
 TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
-GAMMAS = (1e-3, 4e-3, 1.6e-2)
+GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, "lr": 0.4, "weight_decay": 2e-3}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
@@ -98,10 +98,18 @@ def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[S
             yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
 
 
+def screen_rates() -> Iterator[Setting]:
+    """How fast scales should learn, at half of the MACs."""
+    for seed in (100, 101, 102):
+        yield TRIALS[0].theirs(seed, 0.5, TUNING_DRAW)
+        for trial in TRIALS[:3]:
+            yield trial.ours(seed, 0.5, TUNING_DRAW)
+
+
 def screen() -> Iterator[Setting]:
     """The trials, on images and seeds that are not reported."""
     return trials((100, 101, 102))
 
 
-ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
+ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen_rates, screen)
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

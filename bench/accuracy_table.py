@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from bench.accuracy_records import Record
 from bench.accuracy_training import Setting
 
-Record = dict[str, Any]
 PLACE = ("data", "net", "width", "depth", "block", "epochs", "draw")
 
 

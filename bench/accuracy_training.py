@@ -146,7 +146,8 @@ def make_net(setting: Setting, factor: float = 1.0) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net.to(DEVICE, memory_format=torch.channels_last)
+    moved: nn.Module = net.to(DEVICE).to(memory_format=torch.channels_last)
+    return moved
 
 
 def make_prepared(setting: Setting, form: str = "product", net: nn.Module | None = None) -> nn.Module:

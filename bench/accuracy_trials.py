@@ -27,6 +27,7 @@ class Trial:
         changes: fields of `Setting`, ours alone.
         shared: fields of `Setting` on both sides.
         shared_options: options on both sides.
+        sparsities: at which it runs.
     """
 
     idea: str
@@ -35,14 +36,17 @@ class Trial:
     changes: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     shared_options: Mapping[str, Any] = field(default_factory=dict)
+    sparsities: tuple[float, ...] = (0.9,)
 
     def ours(self, seed: int, sparsity: float, draw: int) -> Setting:
         """The run with the idea."""
-        return _setting("scaled", seed, sparsity, draw, self.shared, self.changes, self.shared_options | self.options)
+        return _setting(
+            "scaled", seed, sparsity, draw, self.shared, self.changes, {**self.shared_options, **self.options}
+        )
 
     def theirs(self, seed: int, sparsity: float, draw: int) -> Setting:
         """Gradual pruning in the same circumstances."""
-        options = self.shared_options | {"scales": False} if self.shared_options else {}
+        options = {**self.shared_options, "scales": False} if self.shared_options else {}
         return _setting("gradual", seed, sparsity, draw, self.shared, {}, options)
 
 
@@ -61,11 +65,43 @@ def _setting(
 
 
 TRIALS = (
-    Trial("nothing: the default itself", "0: a tie in earlier trials of smaller nets"),
+    Trial("nothing: the default itself", "0: a tie in earlier trials of smaller nets", sparsities=(0.9, 0.5)),
     Trial(
-        "scales learn three times as fast",
-        "+0.5: weak blocks fade before they are cut, as single weights do in Powerpropagation",
-        options={"scale_lr": 3.0},
+        "scales learn at 0.3 of the rate",
+        "0 at 90 %, as the default at 50 % or better: blocks are given up later",
+        options={"scale_lr": 0.3},
+        sparsities=(0.9, 0.5),
+    ),
+    Trial(
+        "scales learn at 0.1 of the rate",
+        "0 at both: next to no scales",
+        options={"scale_lr": 0.1},
+        sparsities=(0.9, 0.5),
+    ),
+    Trial(
+        "channels reordered ten times, no scales",
+        "+0.5: weights that matter gather in the same blocks",
+        options={"order": 10, "scales": False},
+    ),
+    Trial("blocks of 16x16", "-2: in a first look scales decided too early", shared={"block": (16, 16)}),
+    Trial(
+        "blocks of 16x16, channels reordered ten times, no scales",
+        "+2: the larger the block, the more the order matters",
+        options={"order": 10, "scales": False},
+        shared={"block": (16, 16)},
+    ),
+    Trial("blocks of 8x8", "0", shared={"block": (8, 8)}),
+    Trial(
+        "blocks of 8x8, channels reordered ten times, no scales",
+        "+1: as above",
+        options={"order": 10, "scales": False},
+        shared={"block": (8, 8)},
+    ),
+    Trial("tall blocks of 16x4", "0", shared={"block": (16, 4)}),
+    Trial(
+        "no shortcuts (VGG, two convs a stage)",
+        "+1: the poster's gap is largest on VGG11",
+        shared={"net": "vgg", "depth": 2},
     ),
     Trial(
         "useless blocks go first (inputs constant, or outputs unread)",
@@ -78,6 +114,11 @@ TRIALS = (
         options={"growth": 0.1},
     ),
     Trial(
+        "scales learn three times as fast",
+        "+0.5: weak blocks fade before they are cut, as single weights do in Powerpropagation",
+        options={"scale_lr": 3.0},
+    ),
+    Trial(
         "the penalty moves scales 0.3 towards 0 before the first ranking",
         "0: norms undo what is common to a row",
         options={"shrink": 0.3},
@@ -86,25 +127,6 @@ TRIALS = (
         "a MAC counts more (power 0.75 of the MACs of a weight, default 0.5)",
         "0: the optimum is flat",
         changes={"power": 0.75},
-    ),
-    Trial(
-        "channels reordered ten times, no scales",
-        "+0.5: weights that matter gather in the same blocks",
-        options={"order": 10, "scales": False},
-    ),
-    Trial("blocks of 8x8", "0", shared={"block": (8, 8)}),
-    Trial(
-        "blocks of 8x8, channels reordered ten times, no scales",
-        "+1: the larger the block, the more the order matters",
-        options={"order": 10, "scales": False},
-        shared={"block": (8, 8)},
-    ),
-    Trial("blocks of 16x16", "-2: in a first look scales decided too early", shared={"block": (16, 16)}),
-    Trial("tall blocks of 16x4", "0", shared={"block": (16, 4)}),
-    Trial(
-        "no shortcuts (VGG, two convs a stage)",
-        "+1: the poster's gap is largest on VGG11",
-        shared={"net": "vgg", "depth": 2},
     ),
     Trial("24 epochs, twice as many", "+0.5: scales have more time", shared={"epochs": 24}),
     Trial(
@@ -126,20 +148,17 @@ TRIALS = (
         shared={"epochs": 24},
         shared_options={"dense": 0.5, "distill": 0.7},
     ),
-    Trial(
-        "over-sized net: twice as wide at 0.9",
-        "+0.5: more blocks to choose from",
-        shared={"width": 64},
-    ),
-)  # fmt: skip
+    Trial("twice as wide", "+0.5: more blocks to choose from", shared={"width": 64}),
+)
 
 
-def trials(seeds: tuple[int, ...], sparsity: float = 0.9, draw: int = 1) -> Iterator[Setting]:
+def trials(seeds: tuple[int, ...], draw: int = 1) -> Iterator[Setting]:
     """Both sides of every trial, each setting once, all trials of a seed before the next seed."""
     seen = set()
     for seed in seeds:
         for trial in TRIALS:
-            for setting in (trial.theirs(seed, sparsity, draw), trial.ours(seed, sparsity, draw)):
-                if setting not in seen:
-                    seen.add(setting)
-                    yield setting
+            for sparsity in trial.sparsities:
+                for setting in (trial.theirs(seed, sparsity, draw), trial.ours(seed, sparsity, draw)):
+                    if setting not in seen:
+                        seen.add(setting)
+                        yield setting

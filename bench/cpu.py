@@ -64,6 +64,7 @@ def onnxruntime_call(model: nn.Module, x: Tensor) -> Callable[[], Any] | None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # else it slows down what runs next
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     name, array = session.get_inputs()[0].name, x.contiguous().numpy()
     return lambda: session.run(None, {name: array})

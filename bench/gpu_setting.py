@@ -101,7 +101,7 @@ def machine() -> dict[str, Any]:
 
 
 class Records:
-    """The records of a file, and of files that came back from elsewhere, by key; new ones are appended at once."""
+    """The records of a file by key; new ones are appended at once. A case that lost the GPU is done as well."""
 
     def __init__(self, path: Path, measured: bool) -> None:
         self.path, self.measured, self.where = path, measured, machine()
@@ -111,7 +111,7 @@ class Records:
         self.done = {
             json.dumps(r["key"], sort_keys=True)
             for r in self.all
-            if r["measured"] == measured and r["device"] == self.where["device"] and "interrupted" not in r
+            if r["measured"] == measured and r["device"] == self.where["device"]
         }
 
     def has(self, case: Case) -> bool:

@@ -59,6 +59,8 @@ def layer_from(
     about: dict[str, Any] | None, own: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype
 ) -> nn.Module:
     """The layer `name`, which the record is `about`, with the tensors `own`."""
+    if about is not None:
+        check_weight(about, name, traced)
     if about is not None and about["kind"] == "PackedConv":
         return packed_from(about, own, name)
     if about is not None and about["kind"] in _KINDS:
@@ -78,6 +80,19 @@ def layer_from(
             if (buffer := part._buffers[key]) is not None:
                 part._buffers[key] = _as(buffer, dtype)
     return module
+
+
+def check_weight(about: dict[str, Any], name: str, traced: TracedModule) -> None:
+    """Refuse a blocked layer where the model has a weight of that name and of another shape."""
+    grids = about.get("grids", {})
+    if not grids:
+        return
+    owner, _, leaf = name.rpartition(".")
+    holder: Any = traced.get_submodule(owner)
+    weight = getattr(getattr(holder, leaf, None), "weight", getattr(holder, leaf.removesuffix("_conv"), None))
+    expected = grid_from(grids.get("dense_grid", grids.get("grid"))).weight_shape
+    if isinstance(weight, Tensor) and tuple(weight.shape) != expected:
+        raise ValueError(f"{name}: the file has a weight {expected}, the model one of {tuple(weight.shape)}")
 
 
 def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:

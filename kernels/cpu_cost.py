@@ -1,7 +1,7 @@
 """What a conv costs on a CPU by each of its candidates: a model from shapes and density, not a measurement.
 
     dense    fixed + MACs / rate + weights packed at each call + input and output moved
-    cpu      fixed + MACs of the kept blocks, padding included / rate of the block's height + input and output moved
+    cpu      fixed + MACs of the kept blocks, padding included / rate of their height + input and output moved
     compact  dense on the channels that hold a block + the input's channels gathered, the output's put in place
 
 in microseconds of one core of the machine of bench/results/choice.jsonl (AMD Zen 4, AVX-512), from which the numbers
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.cpu_plan import work_by_height
 from fxdbsr.kernels.geometry import output_size
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def microseconds(engine: str, case: Case) -> float:
     item = case.dtype.itemsize
     inputs, outputs = size[0] * prod(size[1:]), pixels
     if engine == "cpu":
-        run = len(case.col_indices) * prod(grid.block_size) * prod(grid.kernel_size) * pixels
+        weights = min(work_by_height(grid, case.crow_indices, case.col_indices).values())
         moved = (inputs * grid.in_channels + outputs * grid.out_channels) * item
-        return FIXED["cpu"] + run / (RATE["cpu"] * _share(grid.block_size[0])) + moved * MOVE["cpu"]
+        return FIXED["cpu"] + weights * prod(grid.kernel_size) * pixels / RATE["cpu"] + moved * MOVE["cpu"]
     out, in_, extra = grid.out_channels, grid.in_channels, 0.0
     if engine == "compact":
         rows, columns = kept_channels(grid, case.crow_indices, case.col_indices)
@@ -63,11 +64,6 @@ def microseconds(engine: str, case: Case) -> float:
     weights = out * (in_ // grid.groups) * prod(grid.kernel_size)
     moved = (inputs * in_ + outputs * out) * item
     return FIXED["dense"] + weights * pixels / RATE["dense"] + weights * item * PACK + moved * MOVE["dense"] + extra
-
-
-def _share(height: int) -> float:
-    """Share of the engine's full rate that blocks of that height reach."""
-    return min(1.0, 0.25 + height / 21)
 
 
 def _size(case: Case) -> tuple[int, ...]:

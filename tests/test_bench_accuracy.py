@@ -13,14 +13,18 @@ import torch
 
 import fxdbsr
 from bench import accuracy_training
-from bench.accuracy import describe, key, read, run, run_all
+from bench.accuracy import describe, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
+from bench.accuracy_order import ChannelOrder
+from bench.accuracy_page import PAGE, rendered, verdict
 from bench.accuracy_plans import PLANS
+from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_schedule import BlockSchedule
-from bench.accuracy_table import difference, groups, rows
+from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Setting, Training, make_net, make_prepared
+from bench.accuracy_trials import TRIALS
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
@@ -66,6 +70,7 @@ LEADS: dict[str, dict[str, Any]] = {
     "shrink": {"shrink": 0.3},
     "distilled": {"dense": 0.5, "distill": 0.5},
     "unscaled": {"scales": False, "clean": True},
+    "ordered": {"scales": False, "order": 2},
 }
 
 
@@ -107,6 +112,21 @@ def test_blocks_behind_a_dead_row_and_before_a_dead_column_are_useless() -> None
         assert torch.equal(useful[name], keep.flatten()), name
 
 
+def test_channels_in_another_order_compute_the_same_and_gather_energy() -> None:
+    model = make_prepared(TINY)
+    training = Training(model, TINY, epochs=1)
+    training.run()
+    model.eval()
+    layers, x = blocked_layers(model), torch.randn(2, 3, 16, 16)
+    before, weights = model(x), [layer.weight.clone() for layer in layers]
+    gain = ChannelOrder(model, training.optimizer, [1.0] * len(layers)).improve_(
+        lambda scores: [score >= torch.cat(scores).median() for score in scores]
+    )
+    assert gain > 0
+    assert any(not torch.equal(layer.weight, old) for layer, old in zip(layers, weights, strict=True))
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
 def test_clean_leaves_no_block_that_carries_nothing() -> None:
     record = run(replace(TINY, arm="lead", sparsity=0.85, options=(("clean", True),)))
     assert record["sparsity_macs_needed"] == pytest.approx(record["sparsity_macs"], abs=1e-4)
@@ -121,7 +141,7 @@ def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) ->
     run_all(settings, out)
     records = read(out)
     assert [record["seed"] for record in records] == [0, 1]
-    assert key(records[1]) == key(json.loads(json.dumps(asdict(settings[1]))))
+    assert key(records[1]) == key_of(settings[1])
     before = out.read_bytes()
     run_all(settings, out)
     assert out.read_bytes() == before
@@ -131,7 +151,7 @@ def test_runs_resume_and_a_half_written_line_is_trained_again(tmp_path: Path) ->
 def record_of(arm: str, seed: int, accuracy: float, sparsity: float | None = 0.7, **others: Any) -> dict[str, Any]:
     made = json.loads(json.dumps(asdict(Setting(arm, seed, sparsity, **others))))
     reached = {f"sparsity_{of}": sparsity or 0.0 for of in ("macs", "macs_needed", "params")}
-    return made | reached | {"accuracy": accuracy}
+    return {**made, **reached, "accuracy": accuracy}
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -172,3 +192,45 @@ def test_a_block_before_a_conv_without_blocks_is_useless() -> None:
     kept["body.0.conv2"][:] = False
     useful = dict(zip(layers, LivePaths(model).useful([keep.flatten() for keep in kept.values()]), strict=True))
     assert not useful["body.0.conv1"].any()
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_holds_the_tables_that_the_result_files_give() -> None:
+    assert PAGE.read_text() == rendered(PAGE.read_text()), "run python -m bench.accuracy publish"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "count", "word"),
+    [(1.0, 0.4, 5, "better"), (-1.0, 0.4, 5, "worse"), (0.7, 0.4, 5, "tie"), (9.0, 0.1, 2, "too few seeds")],
+)
+def test_better_is_more_than_two_paired_errors_over_three_seeds(
+    mean: float, error: float, count: int, word: str
+) -> None:
+    assert verdict(Difference(mean, error, count)) == word
+
+
+def test_a_trial_stands_against_gradual_pruning_in_the_same_circumstances() -> None:
+    for trial in TRIALS:
+        ours, theirs = (json.loads(json.dumps(asdict(side(7, 0.9, 1)))) for side in (trial.ours, trial.theirs))
+        assert theirs["arm"] == "gradual" or ["scales", False] in theirs["options"]
+        apart = {name for name in ours if ours[name] != theirs[name]} - {"arm", "options"}
+        assert apart == set(trial.changes), trial.idea
+
+
+def test_the_tables_of_trials_pair_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.accuracy_page.RESULTS", tmp_path)
+    trial = TRIALS[1]
+    for seed, gain in ((100, 1.0), (101, 2.0), (102, 3.0)):
+        for side, accuracy in ((trial.ours, 80 + gain), (trial.theirs, 80.0)):
+            setting = json.loads(json.dumps(asdict(side(seed, 0.9, 1))))
+            append(tmp_path / "accuracy_trials.jsonl", {**setting, "accuracy": accuracy})
+    text = rendered("<!-- trials -->\n<!-- end -->")
+    assert trial.idea in text
+    assert "+2.00 (0.58)" in text
+    assert "better" in text
+
+
+def test_a_record_tells_how_its_setting_differs_from_the_plain_one() -> None:
+    assert changes(record_of("scaled", 3, 90.0, lr=0.2)) == {"seed": 3, "sparsity": 0.7, "lr": 0.2}
