@@ -68,8 +68,9 @@ class SharedBias(Model):
 class OneBufferTwice(Model):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("factor", torch.rand(8, 1, 1))
-        self.register_buffer("again", self.factor)
+        factor = torch.rand(8, 1, 1)
+        self.register_buffer("factor", factor)
+        self.register_buffer("again", factor)
 
     def forward(self, x: Tensor) -> Any:
         return self.c(self.b(self.a(x) * self.factor) * self.again)
@@ -165,10 +166,10 @@ class LoopsOverValues(Model):
 
 
 class ReadsAnInside(Model):
-    """Its forward looks at a tensor of another module's inside."""
+    """Its forward looks at a tensor of a module that it calls, too."""
 
     def forward(self, x: Tensor) -> Any:
-        return self.c(F.relu(self.n(self.b(self.a(x)))) + self.n.running_mean.view(1, -1, 1, 1))
+        return self.c(F.relu(self.n(self.b(self.a(x)))) + self.n.bias.view(1, -1, 1, 1))
 
 
 MODELS = [kind for kind in Model.__subclasses__() if kind is not DropsInEvaluation]
@@ -182,9 +183,10 @@ def pruned(model: nn.Module, structure: str) -> nn.Module:
         mask = torch.rand(layer.mask.shape, generator=generator) > 0.4
         masks = {"random": mask, "rows": mask[:, :1], "columns": mask[:1], "zero": torch.zeros_like(mask)}
         layer.set_mask(masks[structure].expand_as(mask).clone())
-    for norm in (m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None):
-        norm.running_mean.normal_(generator=generator)
-        norm.running_var.uniform_(0.5, 2, generator=generator)
+    for norm in (m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)):
+        for name, buffer in norm.named_buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(*((0.5, 2) if name == "running_var" else (-1, 1)), generator=generator)
         norm.weight.data.uniform_(0.5, 2, generator=generator)
     return prepared.eval()
 
