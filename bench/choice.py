@@ -48,7 +48,7 @@ def packed(conv: tuple[int, ...], block: Any, density: float) -> tuple[PackedCon
     kept = torch.zeros(layer.mask.numel(), dtype=torch.bool)
     kept[torch.randperm(len(kept))[: max(1, round(density * len(kept)))]] = True
     layer.set_mask(kept.view_as(layer.mask))
-    x = torch.randn(1, c, side, side)
+    x = torch.randn(1, c, side, side).contiguous(memory_format=torch.channels_last)  # as layers before give it
     converted = fxdbsr.convert(prepared, example_inputs=x)
     return next(m for m in converted.modules() if isinstance(m, PackedConv)), x
 

@@ -1,6 +1,6 @@
 """MACs of the main models with and without the removal of dead channels, and seconds that `convert` takes.
 
-    python -m bench.dead_channels [--json bench/results/dead_channels.json]
+    python -m bench.dead_channels [--json bench/results/dead_channels.jsonl]
 
 A third of the block rows of every conv is switched off, at random, the first kept; batch norms get random affine
 values and statistics near the data's. "blocks" counts the MACs of the blocks that are not zero alone, "all" what

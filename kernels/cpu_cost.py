@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from fxdbsr.kernels.choice import Case
 
 SIDE = 28
-FIXED = {"dense": 20.0, "cpu": 8.0}
-RATE = {"dense": 40e3, "cpu": 45e3}  # MACs a microsecond
-PACK = 1.2e-3  # microseconds a byte of weights that torch reorders
-MOVE = {"dense": 0.2e-3, "cpu": 0.1e-3}  # microseconds a byte of input and output
-GATHER = 0.3e-3  # microseconds a byte that index_select or index_copy moves
+FIXED = {"dense": 70.0, "cpu": 38.0}
+RATE = {"dense": 59e3, "cpu": 79e3}  # MACs a microsecond
+PACK = 0.22e-3  # microseconds a byte of weights that torch reorders
+MOVE = {"dense": 0.14e-3, "cpu": 0.18e-3}  # microseconds a byte of input and output
+GATHER = 0.4e-3  # microseconds a byte that index_select or index_copy moves
 
 
 def cheapest(candidates: Sequence[str], case: Case) -> tuple[str, str]:

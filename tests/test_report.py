@@ -393,7 +393,7 @@ def test_unpacked_layers_of_a_converted_model_keep_their_blocks_and_say_why() ->
     assert (rows["up"].kind, rows["fc"].kind) == ("conv_transpose2d", "linear")
     assert (rows["fc"].kernel, rows["fc"].reason) == ("reference", "asked for")
     assert 0 < rows["up"].blocks_kept < rows["up"].blocks_total
-    assert rows["up"].macs < rows["up"].macs_run == rows["up"].macs_dense
+    assert rows["up"].macs < rows["up"].macs_run <= rows["up"].macs_dense
 
 
 def test_models_with_two_graphs_and_uncalled_heads_report_the_eval_graph() -> None:

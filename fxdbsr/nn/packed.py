@@ -282,14 +282,12 @@ class PackedConv(nn.Module):
         weight, rows, columns = self.derived()
         weight = self._compact_weight(rows, columns) if live else weight
         axis = 1 if self.grid.kernel_size else x.dim() - 1
-        x = x.index_select(axis, columns) if len(columns) < self.grid.in_channels else x
+        x = dense.take_channels(x, columns, axis) if len(columns) < self.grid.in_channels else x
         y = torch_layer(x, weight, None if self.bias is None else self.bias[rows], self)
         if len(rows) == self.grid.out_channels:
             return y
-        constant = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
-        shape = [-1 if i == axis else 1 for i in range(y.dim())]
-        sizes = [self.grid.out_channels if i == axis else n for i, n in enumerate(y.shape)]
-        return constant.view(shape).expand(sizes).contiguous().index_copy(axis, rows, y)
+        others = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
+        return dense.place_channels(y, rows, axis, others)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
