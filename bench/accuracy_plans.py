@@ -79,9 +79,8 @@ def low() -> Iterator[Setting]:
 def tune_digits() -> Iterator[Setting]:
     """Learning rate and weight decay on the digits, seeds that are not reported."""
     for changes in ({"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}, STRONG):
-        for seed in TUNING_SEEDS:
-            for arm in ("scaled", "gradual", "once", "channels", "slim"):
-                yield Setting(arm, seed, 0.9, **DIGITS | changes)
+        for arm in ("scaled", "gradual", "once", "channels", "slim"):
+            yield Setting(arm, TUNING_SEEDS[0], 0.9, **DIGITS | changes)
 
 
 def digits() -> Iterator[Setting]:
