@@ -33,8 +33,8 @@ examples:
     fxdbsr bench mypackage.models:small --shape 1x3x32x32 --block 8x8 --threads 4 --json
 
 The same fraction of blocks is off in every conv, spread evenly over its rows and columns, of which each keeps a block,
-so that narrow layers keep more; MACs say how many are run. Convs on images with up to 4 channels stay whole. Times are in ms, ratios the time of the dense model over that of the converted one: medians and
-quartiles of interleaved pairs.
+so that narrow layers keep more; the MACs say what is run. Convs on images with up to 4 channels stay whole. Times are
+in ms, ratios the time of the dense model over that of the converted one: medians and quartiles of interleaved pairs.
 """
 AGAINST = ("eager", "compiled")
 IMAGE_CHANNELS = 4
