@@ -3,10 +3,11 @@
     python -m bench.cpu_layers --model vgg11_bn --sparsity 0,0.5,0.7,0.9 --block 32x32 --json FILE
 
 Every distinct conv of the network meets the input shape that it has there, with bias and ReLU on both sides. Dense is
-the operator that a frozen inductor model calls; sparse is the converted conv alone, called as a model is. Both read and
-write tensors with channels last, which costs the engine a copy that it is spared inside a network. Interleaved pairs
-(dense, sparse, sparse, dense); errors are the largest difference from float64 over the largest output. The last rows
-hold the sums over the network: medians of each conv, times its calls. The first conv stays dense, as in a network.
+the operator that a frozen inductor model calls, on tensors with channels last. "step" is the converted conv as it runs
+inside a network, between the layouts that the engine plans; "call" is a model of that conv alone, called from Python,
+which copies its input to such a layout first. Blocks are off at random. Interleaved pairs (dense, sparse, sparse,
+dense); errors are the largest difference from float64 over the largest output. The last rows hold the sums over the
+network: medians of each conv, times its calls. The first conv stays dense, as in a network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -25,12 +26,16 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxdbsr
-from fxdbsr.commands.bench import IMAGE_CHANNELS, converted
+from fxdbsr.commands.bench import IMAGE_CHANNELS
 from fxdbsr.commands.source import parse_block
+from fxdbsr.converted import ConvertedModule
+from fxdbsr.kernels.cpu_program import Program
+from fxdbsr.network.plan import Run
+from fxdbsr.network.runner import Runner
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.paired import as_row, paired, write_lines
 
-COLUMNS = ("conv", "calls", "sparsity", "median", "low", "high", "base_ms", "arm_ms", "error", "error_dense", "engine")
+COLUMNS = ("conv", "calls", "sparsity", "arm", "median", "low", "high", "base_ms", "arm_ms", "error", "error_dense")
 
 
 def convs_of(model: nn.Module, x: Tensor) -> Counter[tuple[Any, ...]]:
@@ -65,44 +70,67 @@ def error(found: Tensor, conv: nn.Conv2d, x: Tensor) -> float:
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 
-def measured(conv: nn.Conv2d, x: Tensor, block: str, sparsity: float, pairs: int) -> dict[str, Any]:
+def step_call(fast: ConvertedModule, x: Tensor) -> Callable[[], None]:
+    """The conv's step of a model of one conv, alone."""
+    runner: Runner = cast("Any", type(fast)).runner
+    planned = next(reversed(runner.plans.values()))
+    plan, memories = planned.plans[len(x)]
+    run = plan.items[0]
+    assert isinstance(run, Run)
+    assert run.program is not None
+    step = next(s for s, move in zip(run.program.steps, run.moves, strict=True) if move.layer is not None)
+    y = torch.empty_like(fast(x))
+    outside = [x if node.op == "placeholder" else y for node in plan.outside_nodes(run)]
+    memory = memories[0]
+    call = Program(plan.target, [step], plan.threads).call([memory.arena.data_ptr(), *(t.data_ptr() for t in outside)])
+
+    def timed(kept: tuple[Any, ...] = (memory, outside)) -> None:  # what the step points into stays alive
+        call.run()
+
+    return timed
+
+
+def measured(conv: nn.Conv2d, x: Tensor, block: str, sparsity: float, pairs: int) -> Iterator[dict[str, Any]]:
     """One conv at one sparsity; both sides are checked on the weights that they have."""
     net = nn.Sequential(conv, nn.ReLU())
     if conv.in_channels <= IMAGE_CHANNELS:
-        fast: nn.Module = fxdbsr.convert(net, block_size=parse_block(block))
+        fast = fxdbsr.convert(net, block_size=parse_block(block))
     else:
-        fast = converted(net, x, parse_block(block), sparsity, "auto", False)
+        prepared = fxdbsr.prepare(net, parse_block(block))
+        fast = fxdbsr.convert(fxdbsr.block_prune_(prepared, sparsity, score="random"), example_inputs=x)
+    assert isinstance(fast, ConvertedModule)
     layer = next(module for module in fast.modules() if isinstance(module, PackedConv))
     kept = copy.deepcopy(conv)
     with torch.inference_mode():
         kept.weight.copy_(layer.weight())
-        errors = error(fast(x), kept, x), error(dense_call(kept, x)(), kept, x)
-        ratio = paired(dense_call(conv, x), partial(fast, x), pairs, warm_up=3)
-    return as_row(ratio) | {"error": errors[0], "error_dense": errors[1], "engine": layer.engine}
+        errors = {"error": error(fast(x), kept, x), "error_dense": error(dense_call(kept, x)(), kept, x)}
+        for arm, call in (("step", step_call(fast, x)), ("call", partial(fast, x))):
+            ratio = paired(dense_call(conv, x), call, pairs, warm_up=3)
+            yield {"arm": arm} | as_row(ratio) | errors | {"engine": layer.engine, "density": round(layer.density, 4)}
 
 
 def rows_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each conv and sparsity, then one for the sum of each sparsity."""
+    """Two rows for each conv and sparsity, then the sums."""
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     model = torchvision.models.get_model(name, weights=None).eval()
-    sums: dict[float, list[float]] = {}
+    sums: dict[tuple[float, str], list[float]] = {}
     for (c, o, kernel, stride, padding, dilation, groups, size), calls in convs_of(
         model, torch.randn(1, 3, options.size, options.size)
     ).items():
         conv = nn.Conv2d(c, o, kernel, stride, padding, dilation, groups).to(dtype)
-        conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
-        x = torch.randn(options.batch, c, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        conv = conv.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        x = torch.randn(1, c, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
         text = f"{c}-{o} {kernel[0]}x{kernel[1]}/{stride[0]} g{groups} @{size[0]}"
         for sparsity in map(float, options.sparsity.split(",")):
-            row = measured(conv, x, options.block, sparsity, options.pairs)
-            total = sums.setdefault(sparsity, [0.0, 0.0])
-            total[0] += calls * row["base_ms"]
-            total[1] += calls * row["arm_ms"]
-            yield {"conv": text, "calls": calls, "sparsity": sparsity} | row
-    for sparsity, (base, arm) in sums.items():
-        ratio = {"median": round(base / arm, 4), "base_ms": round(base, 4), "arm_ms": round(arm, 4)}
-        yield {"conv": "sum", "sparsity": sparsity} | ratio
+            for row in measured(conv, x, options.block, sparsity, options.pairs):
+                total = sums.setdefault((sparsity, row["arm"]), [0.0, 0.0])
+                total[0] += calls * row["base_ms"]
+                total[1] += calls * row["arm_ms"]
+                yield {"conv": text, "calls": calls, "sparsity": sparsity} | row
+    for (sparsity, arm), (base, sparse) in sums.items():
+        ratio = {"median": round(base / sparse, 4), "base_ms": round(base, 4), "arm_ms": round(sparse, 4)}
+        yield {"conv": "sum", "sparsity": sparsity, "arm": arm} | ratio
 
 
 def main() -> None:
@@ -112,12 +140,11 @@ def main() -> None:
     parser.add_argument("--sparsity", default="0,0.5,0.7,0.9")
     parser.add_argument("--block", default="32x32")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--json", type=Path, help="file that is written at the end")
     options = parser.parse_args()
-    setting = {"model": options.model, "block": options.block, "dtype": options.dtype, "batch": options.batch}
+    setting = {"model": options.model, "block": options.block, "dtype": options.dtype}
     rows = [setting | row for row in rows_of(options.model, options)]
     if options.json:
         write_lines(options.json, rows)

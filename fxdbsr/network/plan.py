@@ -30,6 +30,7 @@ class Move:
 
     buffers: tuple[Buffer, ...]  # the last one is written
     make: Callable[[Sequence[Place]], Step]
+    layer: nn.Module | None = None  # whose work it does, None for copies and pools
 
 
 @dataclass
@@ -186,12 +187,14 @@ class Plan:
         else:
             self._add_pool(operation, self.buffers[x], y)
 
-    def _move(self, buffers: Sequence[Buffer], make: Callable[[Sequence[Place]], Step]) -> None:
+    def _move(
+        self, buffers: Sequence[Buffer], make: Callable[[Sequence[Place]], Step], layer: nn.Module | None = None
+    ) -> None:
         if not self.items or not isinstance(self.items[-1], Run):
             self.items.append(Run())
         run = self.items[-1]
         assert isinstance(run, Run)
-        run.moves.append(Move(tuple(buffers), make))
+        run.moves.append(Move(tuple(buffers), make, layer))
         self._now += 1
         buffers[-1].first = self._now
         for buffer in buffers:
@@ -225,7 +228,7 @@ class Plan:
             step = conv_of(conv, self.target, self.batch, self.threads, layouts, given, len(weights.col_indices))
             return replace(step, kept=(*step.kept, *tensors, *(() if bias is None else (bias,))))
 
-        self._move((source, residual, y) if residual else (source, y), make)
+        self._move((source, residual, y) if residual else (source, y), make, operation.layer)
 
     def _add_pool(self, operation: Operation, x: Buffer, y: Buffer) -> None:
         at, to = x.layout, y.layout
