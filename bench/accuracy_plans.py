@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_training import Setting
-from bench.accuracy_trials import TRIALS, trials
+from bench.accuracy_trials import trials
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
@@ -71,17 +71,16 @@ def clamp() -> Iterator[Setting]:
 
 
 def low() -> Iterator[Setting]:
-    """The lowest sparsity, where all arms are near the dense net."""
-    for seed in SEEDS:
-        yield from arms(seed, (0.3,))
+    """The lowest sparsity, where all arms are near the dense net; pruning by layer comes last."""
+    settings = [setting for seed in SEEDS for setting in arms(seed, (0.3,))]
+    yield from sorted(settings, key=lambda setting: setting.arm.endswith("_layer"))
 
 
 def tune_digits() -> Iterator[Setting]:
     """Learning rate and weight decay on the digits, seeds that are not reported."""
     for changes in ({"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}, STRONG):
-        for seed in TUNING_SEEDS:
-            for arm in ("scaled", "gradual", "once", "channels", "slim"):
-                yield Setting(arm, seed, 0.9, **DIGITS | changes)
+        for arm in ("scaled", "gradual", "once", "channels", "slim"):
+            yield Setting(arm, TUNING_SEEDS[0], 0.9, **DIGITS | changes)
 
 
 def digits() -> Iterator[Setting]:
@@ -98,18 +97,10 @@ def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[S
             yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
 
 
-def screen_rates() -> Iterator[Setting]:
-    """How fast scales should learn, at half of the MACs."""
-    for seed in (100, 101, 102):
-        yield TRIALS[0].theirs(seed, 0.5, TUNING_DRAW)
-        for trial in TRIALS[:3]:
-            yield trial.ours(seed, 0.5, TUNING_DRAW)
-
-
 def screen() -> Iterator[Setting]:
     """The trials, on images and seeds that are not reported."""
     return trials((100, 101, 102))
 
 
-ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen_rates, screen)
+ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

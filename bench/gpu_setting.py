@@ -77,7 +77,9 @@ class Case:
 
 def set_precision(dtype: str) -> None:
     """Let float32 use tf32 only where `dtype` says so, in cuDNN, cuBLAS and the engine alike."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    cudnn: Any = torch.backends.cudnn
+    for switch in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
+        switch.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
 
 
 def machine() -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
     python -m bench.memory [--json bench/results/memory.json]
 
-After a tenth of the rounds, which fill the caches, the resident set is read, and again at the end. The inferences
-are of 40 sizes in turn; the conversions are of one model, in turn with every backend, each run once.
+The resident set is read after a tenth of the rounds, which fill the caches, after four and seven tenths, and at the
+end, each time when the allocator has given back what it holds free. The inferences
+are of 14 sizes in turn and now and then of another, more than a model keeps plans for; the conversions are of one
+model, in turn with every backend, each run once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -25,24 +28,27 @@ from bench.coverage import build
 from bench.paired import provenance
 from bench.small_net import SmallNet, sparse
 
+trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 BACKENDS = ("auto", "reference", "dense")
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """MiB of this process in memory, without what the allocator holds free."""
     gc.collect()
+    if trim is not None:
+        trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def growth(step: Callable[[int], object], rounds: int) -> tuple[float, float]:
-    """MiB after a tenth of `rounds` calls of `step`, and after all of them."""
-    for n in range(rounds // 10):
+def growth(step: Callable[[int], object], rounds: int) -> list[float]:
+    """MiB after one, four, seven and ten tenths of `rounds` calls of `step`."""
+    found = []
+    for n in range(1, rounds + 1):
         step(n)
-    before = resident()
-    for n in range(rounds // 10, rounds):
-        step(n)
-    return before, resident()
+        if n * 10 // rounds in (1, 4, 7, 10) and n * 10 % rounds < 10:
+            found.append(round(resident(), 2))
+    return found
 
 
 @torch.no_grad()
@@ -58,14 +64,14 @@ def measure(name: str, size: int, conversions: int, inferences: int) -> list[dic
         fxdbsr.convert(prepared, backend=BACKENDS[n % len(BACKENDS)])(x)
 
     def infer(n: int) -> None:
-        fast(torch.randn(1 + n % 4, 3, size + n % 10, size))
+        fast(torch.randn(1 + n % 2, 3, size + n % 7 if n % 50 else size + n // 50 % 24, size))
 
     rows: list[dict[str, object]] = []
     for what, step, rounds in (("conversions", convert, conversions), ("inferences", infer, inferences)):
         if rounds:
-            before, after = growth(step, rounds)
-            rows.append({"model": name, "what": what, "rounds": rounds, "before_mib": round(before, 2)})
-            rows[-1] |= {"after_mib": round(after, 2), "grown_mib": round(after - before, 2)}
+            mib = growth(step, rounds)
+            grown = round(mib[-1] - mib[0], 2)
+            rows.append({"model": name, "what": what, "rounds": rounds, "mib": mib, "grown_mib": grown})
             print(rows[-1], flush=True)
     return rows
 
@@ -81,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FXDBSR_CACHE"] = folder
         rows = measure("small", 12, arguments.conversions, arguments.inferences)
-        rows += measure("resnet18", 32, arguments.conversions // 10, arguments.inferences // 10)
+        rows += measure("resnet18", 32, arguments.conversions // 20, arguments.inferences // 20)
     print(tabulate(rows, headers="keys"))
     if arguments.json:
         arguments.json.write_text(json.dumps({"about": provenance(), "rows": rows}, indent=1) + "\n")

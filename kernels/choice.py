@@ -110,8 +110,8 @@ def why_not_here(engine: str, case: Case) -> str | None:
 def choose(backend: str, case: Case) -> Choice:
     """The engine for `case` and why.
 
-    "auto" takes what is expected to be cheapest: on a GPU by the Triton engine's own roofline, on a CPU by
-    `cpu_cost`. A name takes that engine where it can run the conv, and dense where it cannot.
+    "auto" takes what is expected to be cheapest: on a GPU by the Triton engine's own roofline, which says nothing of
+    compact, on a CPU by `cpu_cost`. A name takes that engine where it can run the conv, and dense where it cannot.
     """
     if backend == "dense":
         return Choice("dense", "asked for")
@@ -120,8 +120,8 @@ def choose(backend: str, case: Case) -> Choice:
         return Choice(backend, "asked for") if reason is None else Choice("dense", reason)
     engine = "triton" if case.device.type == "cuda" else "cpu"
     reason = why_not_here(engine, case)
-    if reason is None and engine == "triton":
-        wins, why = _triton_verdict(case)
+    if engine == "triton":
+        wins, why = (False, reason) if reason is not None else _triton_verdict(case)
         return Choice("triton" if wins else "dense", why)
     candidates = [e for e in (engine, "compact", "dense") if (e != engine or not reason) and not why_not_here(e, case)]
     cheapest, why = cpu_cost.cheapest(candidates, case)
@@ -162,7 +162,6 @@ def _triton_forms(case: Case, size: tuple[int, ...]) -> dict[str, dict[str, Any]
 def _triton_verdict(case: Case) -> tuple[bool, str]:
     module = engine_module("triton")
     assert module is not None
-    size = case.size if case.size and case.size[0] else None
     found: tuple[bool, str] = module.verdict(
         case.grid,
         case.crow_indices,
@@ -172,7 +171,7 @@ def _triton_verdict(case: Case) -> tuple[bool, str]:
         case.dilation,
         case.dtype,
         case.device,
-        size,
+        case.size,
         case.bias,
         case.residual,
         case.activation,

@@ -38,10 +38,8 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     models = pytest.importorskip("bench.gpu_models")
     monkeypatch.setattr(layers, "convs", lambda model: listed)
     monkeypatch.setattr(models, "convs", lambda model: listed)
-    matmul = torch.backends.cuda.matmul.fp32_precision
     with float32_precision("tf32"):
         yield
-    torch.backends.cuda.matmul.fp32_precision = matmul
 
 
 @needs_no_gpu

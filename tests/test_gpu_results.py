@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton")
 
@@ -26,10 +25,8 @@ def lines(name: str) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def default_precision() -> Iterator[None]:
     """Switches that the bench sets are put back."""
-    matmul = torch.backends.cuda.matmul.fp32_precision
     with float32_precision("tf32"):
         yield
-    torch.backends.cuda.matmul.fp32_precision = matmul
 
 
 def test_the_plan_covers_every_conv_of_three_networks() -> None:

@@ -153,7 +153,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(train: Any, tmp_path:
     options = [*TINY, "--epochs", "4", "--ema", "0.9", "--resume"]
     train(*options)
     command = [sys.executable, "-m", "fxdbsr", "train", *options, "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=SCRIPTS)
+    alike = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # whatever tests before have set
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=SCRIPTS, env=alike)
     assert process.stdout is not None
     process.stdout.readline()
     process.kill()
