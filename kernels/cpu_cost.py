@@ -1,10 +1,10 @@
 """What a conv costs on a CPU by each of its candidates: a model from shapes and density, not a measurement.
 
     dense    fixed + MACs / rate + weights packed at each call + input and output moved
-    cpu      fixed + MACs of the kept blocks, padding included / rate of their height + input and output moved
+    cpu      fixed + MACs of the kept blocks, padding included / rate of their height + input read and output moved
     compact  dense on the channels that hold a block + the input's channels gathered, the output's put in place
 
-in microseconds of one core of the machine of bench/results/choice.jsonl (AMD Zen 4, AVX-512), from which the numbers
+in microseconds of one core of the machine of bench/results/choice.jsonl (Intel Xeon, AVX-512), from which the numbers
 are fitted (`python -m bench.choice`); only ratios count, and threads share all terms alike. Where the size of the
 input is not known, it is taken for one image of `SIDE` a side.
 """
@@ -53,7 +53,10 @@ def microseconds(engine: str, case: Case) -> float:
     inputs, outputs = size[0] * prod(size[1:]), pixels
     if engine == "cpu":
         weights = min(work_by_height(grid, case.crow_indices, case.col_indices).values())
-        moved = (inputs * grid.in_channels + outputs * grid.out_channels) * item
+        read = grid.in_channels
+        if grid.groups == 1:
+            read = len(kept_channels(grid, case.crow_indices, case.col_indices)[1])
+        moved = (inputs * read + outputs * grid.out_channels) * item
         return FIXED["cpu"] + weights * prod(grid.kernel_size) * pixels / RATE["cpu"] + moved * MOVE["cpu"]
     out, in_, extra = grid.out_channels, grid.in_channels, 0.0
     if engine == "compact":
