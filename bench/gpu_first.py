@@ -1,7 +1,7 @@
 """The first half hour on a GPU: everything that is open, in the order of its value, in calls of 10 minutes at most.
 
     python -m bench.gpu_first              as far as 9 minutes go; call it again until it says that all is done
-    python -m bench.gpu_first --list       the steps, and which are done
+    python -m bench.gpu_first --list       the steps
     python -m bench.gpu_first --offline    a rehearsal on the CPU: every step, small, nothing timed
 
 Each step is a call of bench.gpu with a share of the time. What a step has measured stands in the output file before

@@ -119,8 +119,8 @@ def convert(
         raise ValueError("tune: measuring needs example_inputs, got None")
     if tune and backend != "auto":
         raise ValueError(f"tune: measuring chooses the engine, so it goes with backend='auto', got {backend!r}")
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    lowering = Lowering(as_backend(backend), tune, inputs)
+    inputs = example_inputs if isinstance(example_inputs, tuple | None) else (example_inputs,)
+    lowering = Lowering(as_backend(backend), tune, inputs or ())
     model = unwrap(model)
     is_prepared = any(isinstance(module, Blocked) for module in model.modules())
     if not is_prepared and block_size is None:

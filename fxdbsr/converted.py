@@ -24,7 +24,10 @@ from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
 
 STATE = "_extra_state"  # torch's name for it
-_SCALARS = ("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad")
+_SCALARS = (
+    *("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad"),
+    "output_padding",
+)
 _SEEN = ("adds_residual", "input_size", "precision")
 
 

@@ -11,6 +11,8 @@ from fxdbsr.graph import GraphModule, TwoGraphModule, called_module, share_hooks
 from fxdbsr.partial import as_part, lone_layers, parts_of, put_back
 from fxdbsr.passes import Pass, run
 from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.plan_engines import plan_sizes
+from fxdbsr.passes.tune_engines import tune_engines
 
 Finish: TypeAlias = Callable[[fx.GraphModule], fx.GraphModule]
 
@@ -50,7 +52,11 @@ def _in_parts(source: nn.Module, passes: Sequence[Pass], lowering: Lowering, fin
     run(passes, alone, lowering.without_inputs())
     replaced |= {layer: alone.get_submodule(name) for name, layer in layers.items()}
     put_back(source, replaced)
-    return source.eval()
+    source.eval()
+    if tune_engines in passes:
+        plan_sizes(source, lowering)
+        tune_engines(source, lowering)
+    return source
 
 
 def dense_module(model: fx.GraphModule) -> fx.GraphModule:

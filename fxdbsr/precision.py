@@ -15,8 +15,9 @@ def set_float32_precision(model: nn.Module, precision: str | None) -> nn.Module:
     Args:
         model: from `convert`; changed in place. With `backend="auto"` its layers choose their engine anew.
         precision: "3xtf32": three products in tf32 for each in float32, for layers of the Triton engine; None:
-            as cuDNN's switch says (`torch.backends.cudnn.conv.fp32_precision`). The error of a sum is that of
-            float32; where float32 gives an infinity, 3xTF32 gives NaN.
+            as cuDNN's switch says (`torch.backends.cudnn.conv.fp32_precision`), which dense layers always follow: set
+            it to "ieee" for float32 accuracy in all of them. The error of a sum is that of float32; where float32
+            gives an infinity, 3xTF32 gives NaN.
 
     Raises:
         ValueError: another precision; a model without packed convs.

@@ -59,6 +59,8 @@ def layer_from(
     about: dict[str, Any] | None, own: dict[str, Tensor], name: str, traced: TracedModule, dtype: torch.dtype
 ) -> nn.Module:
     """The layer `name`, which the record is `about`, with the tensors `own`."""
+    if about is not None:
+        check_weight(about, name, traced)
     if about is not None and about["kind"] == "PackedConv":
         return packed_from(about, own, name)
     if about is not None and about["kind"] in _KINDS:
@@ -80,6 +82,19 @@ def layer_from(
     return module
 
 
+def check_weight(about: dict[str, Any], name: str, traced: TracedModule) -> None:
+    """Refuse a blocked layer where the model has a weight of that name and of another shape."""
+    grids = about.get("grids", {})
+    if not grids:
+        return
+    owner, _, leaf = name.rpartition(".")
+    holder: Any = traced.get_submodule(owner)
+    weight = getattr(getattr(holder, leaf, None), "weight", getattr(holder, leaf.removesuffix("_conv"), None))
+    expected = grid_from(grids.get("dense_grid", grids.get("grid"))).weight_shape
+    if isinstance(weight, Tensor) and tuple(weight.shape) != expected:
+        raise ValueError(f"{name}: the file has a weight {expected}, the model one of {tuple(weight.shape)}")
+
+
 def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.Module:
     """The packed conv that the record is `about`."""
     grid = grid_from(about["grids"]["grid"])
@@ -96,7 +111,7 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     grid.check_indices(*packed[1:], f"{name}.")
     pad = None if about["pad"] is None else (tuple(about["pad"][0]), about["pad"][1])
     backend, blocked = as_backend(about["backend"]), bool(about["blocked"])
-    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked)
+    layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked, about["output_padding"])
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
     layer.adds_residual = bool(about["adds_residual"])
     layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
@@ -105,12 +120,9 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     return marked(layer, about)
 
 
-def as_input_size(size: Any) -> tuple[int, int, int] | None:
+def as_input_size(size: Any) -> tuple[int, ...] | None:
     """`size` from a record: images, height, width."""
-    if size is None:
-        return None
-    images, height, width = (int(number) for number in size)
-    return images, height, width
+    return None if size is None else tuple(int(number) for number in size)
 
 
 def marked(layer: nn.Module, about: dict[str, Any]) -> nn.Module:

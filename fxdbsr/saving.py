@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdbsr.converted import STATE, ConvertedModule, read_record
+from fxdbsr.files import writing
 from fxdbsr.graph import share_hooks, trace_eval, unwrap
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked
@@ -41,9 +42,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"model: expected a converted model, got {type(model).__name__}: call fxdbsr.convert first")
     path = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.touch()  # an OSError where no file can be
-    try:
+    with writing(path) as unfinished:
         if path.suffix == SAFETENSORS:
             from safetensors.torch import save_file
 
@@ -52,9 +51,6 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             save_file(whole, unfinished, {"format": "pt"})
         else:
             torch.save(state, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(

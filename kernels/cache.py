@@ -3,8 +3,8 @@
 The folder is `FXDBSR_CACHE`, else `XDG_CACHE_HOME/fxdbsr`, else `~/.cache/fxdbsr`. It is used only where no other
 user can put a file in its place: it and every folder above it belong to this user or to root, and others may
 write to none of them (a parent with the sticky bit, such as /tmp, will do: nobody can rename there what is not
-theirs). A file is written beside its place and moved there, and led by the hash of its content: what another
-process reads is whole, or is not used.
+theirs). A file is written beside its place and moved there, so that what another process reads is whole; code is led
+by its hash, too, and not used where that differs.
 """
 
 from __future__ import annotations
@@ -29,24 +29,36 @@ _tidied: set[Path] = set()
 
 def read(name: str) -> bytes | None:
     """What `write` last kept under `name`; None where there is nothing, or it is damaged."""
-    folder = _folder()
-    if folder is None:
-        return None
-    try:
-        content = (folder / name).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        _warn(f"cache: {folder / name} cannot be read, and is made anew: {error}")
+    content = read_plain(name)
+    if content is None:
         return None
     if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
-        _warn(f"cache: {folder / name} is damaged, and is made anew")
+        warn_damaged(name)
         return None
     return content[_HASH:]
 
 
 def write(name: str, content: bytes) -> None:
     """Keep `content` under `name`, where there is a folder and room for it."""
+    write_plain(name, hashlib.sha256(content).digest() + content)
+
+
+def read_plain(name: str) -> bytes | None:
+    """The file `name` as it is, for content that shows by itself whether it is damaged; None where there is none."""
+    folder = _folder()
+    if folder is None:
+        return None
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn(f"cache: {folder / name} cannot be read, and is made anew: {error}")
+        return None
+
+
+def write_plain(name: str, content: bytes) -> None:
+    """Make the file `name` of `content` alone, where there is a folder and room for it."""
     folder = _folder()
     if folder is None:
         return
@@ -54,7 +66,7 @@ def write(name: str, content: bytes) -> None:
     try:
         handle, path = tempfile.mkstemp(prefix=_UNFINISHED, dir=folder)
         with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(content).digest() + content)
+            file.write(content)
         os.replace(path, folder / name)
         path = None
         _tidy(folder)
@@ -63,6 +75,11 @@ def write(name: str, content: bytes) -> None:
     finally:
         if path is not None:
             _remove(Path(path))
+
+
+def warn_damaged(name: str) -> None:
+    """Warn that the file `name` is not what was written."""
+    _warn(f"cache: {name} is damaged, and is made anew")
 
 
 def _folder() -> Path | None:

@@ -1,8 +1,13 @@
-"""Which engine runs a packed conv, and why: the rule behind `backend="auto"` and the checks behind a name."""
+"""Which engine runs a packed conv, and why: the rule behind `backend="auto"` and the checks behind a name.
+
+Beside the engines there are torch's own convs, as "dense", with all weights, and as "compact", on the input channels
+and output channels that hold a block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -10,8 +15,45 @@ import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels import cpu_cost
 
 BACKENDS = ("auto", "triton", "cpu", "reference", "dense")
+TORCH = ("dense", "compact")  # what torch runs, whatever the device
+
+
+@dataclass(frozen=True)
+class Case:
+    """A conv to choose an engine for: its blocks, geometry and epilogue, and what is known of its input.
+
+    Attributes:
+        grid, crow_indices, col_indices: the blocks that are kept.
+        bias, residual, activation: the epilogue.
+        size: of the input, `(N, H, W)`; N is 0 where the batch is not known; None where nothing is.
+        precision: "3xtf32" where the Triton engine may form float32 so; see `fxdbsr.set_float32_precision`.
+    """
+
+    grid: BlockGrid
+    crow_indices: Tensor
+    col_indices: Tensor
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+    bias: bool = True
+    residual: bool = False
+    activation: str = "none"
+    size: tuple[int, ...] | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and why; `form` holds further arguments of the engine's `tables`, plain values."""
+
+    engine: str
+    reason: str
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 def as_backend(value: object) -> str:
@@ -45,7 +87,7 @@ def why_not(
     device: torch.device,
 ) -> str | None:
     """Why `engine` cannot run this conv, as a sentence, or None where it can."""
-    if engine in ("reference", "dense"):
+    if engine in ("reference", *TORCH):
         return None
     needed = "cuda" if engine == "triton" else "cpu"
     module = engine_module(engine)
@@ -58,60 +100,84 @@ def why_not(
     return reason
 
 
-def choose(
-    backend: str,
-    density: float,
-    grid: BlockGrid,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    indices: tuple[Tensor, Tensor] | None = None,
-    **seen: Any,
-) -> tuple[str, str]:
-    """(engine, reason) for a conv that keeps `density` of its blocks.
+def why_not_here(engine: str, case: Case) -> str | None:
+    """`why_not` for `case`; compact is no candidate where every channel holds a block."""
+    if engine == "compact":
+        return cpu_cost.why_not_compact(case.grid, case.crow_indices, case.col_indices)
+    return why_not(engine, case.grid, case.stride, case.padding, case.dilation, case.dtype, case.device)
 
-    "auto" takes the device's engine where it can run the conv and that pays: on a GPU by the roofline of
-    `triton.verdict`, on the CPU where the blocks are few enough. A name takes that engine where it can run the
-    conv, and dense where it cannot.
 
-    Args:
-        indices: `crow_indices`, `col_indices` of the blocks that are kept.
-        seen: what is known of the calls, as `triton.verdict` names it.
+def choose(backend: str, case: Case) -> Choice:
+    """The engine for `case` and why.
+
+    "auto" takes what is expected to be cheapest: on a GPU by the Triton engine's own roofline, which says nothing of
+    compact, on a CPU by `cpu_cost`. A name takes that engine where it can run the conv, and dense where it cannot.
     """
     if backend == "dense":
-        return "dense", "asked for"
+        return Choice("dense", "asked for")
     if backend != "auto":
-        reason = why_not(backend, grid, stride, padding, dilation, dtype, device)
-        return (backend, "asked for") if reason is None else ("dense", reason)
-    engine = "triton" if device.type == "cuda" else "cpu"
-    reason = why_not(engine, grid, stride, padding, dilation, dtype, device)
-    if reason is not None:
-        return "dense", reason
-    if engine == "triton" and indices is not None:
-        module = engine_module(engine)
-        assert module is not None
-        pays, reason = module.verdict(grid, *indices, stride, padding, dilation, dtype, device, **seen)
-        return engine if pays else "dense", reason
-    limit = density_limit(engine, grid)
-    comparison = "at most" if density <= limit else "above"
-    return (
-        engine if density <= limit else "dense",
-        f"density {density:.2f} is {comparison} {limit:.2f}, up to which the {engine} engine is expected to be faster",
+        reason = why_not_here(backend, case)
+        return Choice(backend, "asked for") if reason is None else Choice("dense", reason)
+    engine = "triton" if case.device.type == "cuda" else "cpu"
+    reason = why_not_here(engine, case)
+    if engine == "triton":
+        wins, why = (False, reason) if reason is not None else _triton_verdict(case)
+        return Choice("triton" if wins else "dense", why)
+    candidates = [e for e in (engine, "compact", "dense") if (e != engine or not reason) and not why_not_here(e, case)]
+    cheapest, why = cpu_cost.cheapest(candidates, case)
+    return Choice(cheapest, f"{reason}; {why}" if reason and why else reason or why)
+
+
+def candidates(case: Case) -> dict[str, Choice]:
+    """What can run `case`, by name: the device's engine in each of its forms, and torch's own."""
+    found: dict[str, Choice] = {}
+    if case.device.type == "cuda" and case.size and why_not_here("triton", case) is None:
+        found |= {f"triton {name}": Choice("triton", "", form) for name, form in _triton_forms(case, case.size).items()}
+    for engine in ("cpu", *TORCH):
+        if why_not_here(engine, case) is None:
+            found[engine] = Choice(engine, "")
+    return found
+
+
+def _triton_forms(case: Case, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    from fxdbsr.kernels import triton_layer, triton_rows, triton_tune
+
+    layer = triton_layer.Layer(
+        case.grid,
+        size[0],
+        (size[1], size[2]),
+        (case.stride[0], case.stride[1]),
+        (case.padding[0], case.padding[1]),
+        (case.dilation[0], case.dilation[1]),
+        case.dtype,
+        triton_rows.column_masks(case.crow_indices.tolist(), case.col_indices.tolist()),
+        case.bias,
+        case.residual,
+        case.activation,
+        case.precision == "3xtf32",
     )
+    return triton_tune.candidates(layer, case.device)
 
 
-def density_limit(engine: str, grid: BlockGrid) -> float:
-    """Density up to which `engine` is expected to beat torch's own conv, by the height of the blocks.
-
-    Torch's own conv packs its weights at every call: ResNet-50 with all blocks of 32x32 kept is faster on the CPU
-    engine than in eager torch (bench/results/cpu_resnet50_float32.jsonl). The limit for lower blocks and those of
-    the Triton engine are estimates.
-    """
-    if engine == "cpu":
-        return 1.0 if grid.block_size[0] >= 16 else 0.8
-    return 0.8 if grid.block_size[0] >= 16 else 0.6
+def _triton_verdict(case: Case) -> tuple[bool, str]:
+    module = engine_module("triton")
+    assert module is not None
+    found: tuple[bool, str] = module.verdict(
+        case.grid,
+        case.crow_indices,
+        case.col_indices,
+        case.stride,
+        case.padding,
+        case.dilation,
+        case.dtype,
+        case.device,
+        case.size,
+        case.bias,
+        case.residual,
+        case.activation,
+        case.precision,
+    )
+    return found
 
 
 def check_available(backend: str, dtype: torch.dtype, device: torch.device) -> None:

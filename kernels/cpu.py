@@ -51,8 +51,9 @@ def why_not(
     bo, bc = grid.block_size
     if max(bo, bc) > 128:
         return f"blocks of {bo}x{bc} are larger than 128 a side"
-    if grid.groups > 1 and bo > grid.out_channels // grid.groups and grid.in_channels // grid.groups > 32:
-        return f"blocks hold several groups, each of more than 32 inputs ({grid.in_channels // grid.groups})"
+    inputs = grid.in_channels // grid.groups
+    if grid.groups > 1 and bo > grid.out_channels // grid.groups and (inputs > 32 or bc < inputs):
+        return f"blocks hold several groups, and not all of at most 32 inputs of each (but {bc} of {inputs})"
     return None
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
+import torch
+from torch import Tensor
+
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.cpu_layout import Layout, Order
 from fxdbsr.kernels.cpu_tile import Conv
@@ -13,6 +16,7 @@ from fxdbsr.kernels.jit import Target
 
 PANEL_BYTES = 256 * 1024  # of input that a task works on: what a second-level cache holds beside the weights
 TASKS = 4  # of a step for each thread, so that one that is held up leaves the rest to others
+RATES = {8: 0.78, 16: 0.91, 32: 1.0}  # of code for blocks of that height, relative (bench/results/cpu_resnet50.jsonl)
 _WAYS = 8  # lines of a 4 KB column of the first-level cache
 
 
@@ -37,6 +41,34 @@ class Geometry:
         """(P, Q) for an input of `size`."""
         p, q = output_size(size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
         return p, q
+
+
+def work_by_height(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> dict[int, float]:
+    """Weights that a conv multiplies with blocks of each height that may be taken, over the rate of that height.
+
+    A tall block holds the low ones below each other, zeros where they are not kept: more work at a higher rate.
+    """
+    height, width = grid.block_size
+    rate = RATES.get(height, min(1.0, RATES[8] * height / 8) if height < 32 else 1.0)
+    found = {height: len(col_indices) * height * width / rate}
+    if grid.groups > 1 or height not in RATES or not len(col_indices):
+        return found
+    rows, columns = grid.shape
+    kept = torch.zeros(rows, columns, dtype=torch.bool)
+    kept[torch.arange(rows).repeat_interleave(crow_indices.cpu().diff().long()), col_indices.cpu().long()] = True
+    for tall, rate in RATES.items():
+        if height < tall <= grid.out_channels:
+            parts = ceil(rows * height / tall)
+            padded = torch.nn.functional.pad(kept, (0, 0, 0, parts * (tall // height) - rows))
+            found[tall] = int(padded.view(parts, -1, columns).any(1).sum()) * tall * width / rate
+    return found
+
+
+def best_grid(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> BlockGrid:
+    """The grid, of the same blocks or taller ones, in which the kept blocks are expected to run fastest."""
+    work = work_by_height(grid, crow_indices, col_indices)
+    best = min(work, key=work.__getitem__)
+    return grid if best == grid.block_size[0] else BlockGrid.of(grid.weight_shape, (best, grid.block_size[1]))
 
 
 def packed_input(conv: Geometry, target: Target, size: tuple[int, int]) -> Layout:

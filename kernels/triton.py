@@ -93,14 +93,14 @@ def verdict(
     """(whether this engine should run the conv, why), by `triton_roofline`; of convs that `why_not` lets pass.
 
     Args:
-        size: images, height and width of the input; None: large enough to fill the GPU.
+        size: images, 0 where their number is not known, height and width of the input; None: as `SIZE`.
         bias, residual, activation: the epilogue, which a dense conv may have to run as kernels of their own.
         precision: "3xtf32" where float32 may be formed so.
     """
     images, *plane = size or SIZE
     layer = Layer(
         grid,
-        images,
+        images or SIZE[0],
         (plane[0], plane[1]),
         (stride[0], stride[1]),
         (padding[0], padding[1]),

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 from torch import fx
 
 from fxdbsr.graph import writes_in_place
+from fxdbsr.passes.cluster_rows import cluster_rows
 from fxdbsr.passes.drop_identities import drop_identities
 from fxdbsr.passes.fold_batchnorms import fold_batchnorms
 from fxdbsr.passes.fold_scales import fold_scales
@@ -40,6 +41,7 @@ CONVERT = (
     name_batchnorms,
     fold_batchnorms,
     remove_dead_channels,
+    cluster_rows,
     loosen_views,
     pack_convs,
     fuse_epilogues,

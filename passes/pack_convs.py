@@ -1,7 +1,7 @@
 """scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
 
 A conv without block scales goes to an engine whole where that is faster than torch's own (`why_kept`). What no
-engine packs (transposed convs, linear layers, layers with hooks) becomes the torch layer again, with
+engine packs (transposed convs whose kernels overlap, layers with hooks) becomes the torch layer again, with
 the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
 """
 
@@ -57,23 +57,41 @@ def packed_whole(conv: nn.Module, backend: str) -> PackedConv:
 
 def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True) -> PackedConv:
     """The packed conv with `layer`'s weight, whose scales must be folded."""
-    padding, pad = split_padding(layer)
+    padding, pad = split_padding(layer) if grid.kernel_size else ((), None)
     weight = layer.weight.detach()  # type: ignore[operator]
     keep = None if blocked else torch.ones(grid.shape, dtype=torch.bool, device=weight.device)
     found = PackedConv(
         grid.pack(weight, keep),
         layer.bias,  # type: ignore[arg-type]
         grid,
-        layer.stride,  # type: ignore[arg-type]
+        getattr(layer, "stride", ()),
         padding,
-        layer.dilation,  # type: ignore[arg-type]
+        getattr(layer, "dilation", ()),
         pad,
         backend,
         blocked,
+        getattr(layer, "output_padding", ()) if grid.transposed else (),
+        size_of(layer),
     )
     found.dense_grid = getattr(layer, "dense_grid", grid)
     found.kept_channels = getattr(layer, "kept_channels", "")
     return found.eval()
+
+
+def size_of(layer: nn.Module) -> tuple[int, ...] | None:
+    """Batch and size of the input of `layer`, lifted, by the output that it recorded first, as if that had equal sides.
+
+    The batch is 0, as it is not known; a linear layer has `(M, 1, 1)`. None where nothing was recorded.
+    """
+    positions = getattr(layer, "positions", [])
+    if not positions:
+        return None
+    axes = len(layer.grid.kernel_size)  # type: ignore[union-attr, arg-type]
+    if axes == 0:
+        return (positions[0], 1, 1)
+    strides: list[int] = [1] * axes if layer.grid.transposed else list(layer.stride)  # type: ignore[union-attr, arg-type]
+    side = round(positions[0] ** (1 / axes))
+    return (0, *(1,) * (2 - axes), *(side * stride for stride in strides))
 
 
 def split_padding(conv: nn.Module) -> tuple[tuple[int, ...], tuple[tuple[int, ...], str] | None]:

@@ -20,6 +20,7 @@ from fxdbsr.nn.scaled import ScaledLayer
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.pack_convs import unscale_
 
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -39,20 +40,15 @@ def unpack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
             spell_out(node, layer)
     for name, layer in layers.items():
         if isinstance(layer, PackedConv):
-            model.set_submodule(name, dense_conv(layer))
+            model.set_submodule(name, dense_layer(layer))
         elif isinstance(layer, ScaledLayer):
             unscale_(layer)
 
 
 def spell_out(node: fx.Node, layer: PackedConv) -> None:
-    """Let nodes of their own do the padding, the residual add and the activation of the call `node`."""
+    """Let nodes of their own do the residual add and the activation of the call `node`."""
     x, *residual = node.args
-    graph = node.graph
-    last = node
-    if layer.pad is not None:
-        with graph.inserting_before(node):
-            x = graph.call_function(F.pad, (x, *layer.pad))
-    users = list(node.users)
+    graph, users, last = node.graph, list(node.users), node
     node.args = (x,)
     with graph.inserting_after(node):
         if residual:
@@ -66,22 +62,31 @@ def spell_out(node: fx.Node, layer: PackedConv) -> None:
         user.replace_input_with(node, last)
 
 
-def dense_conv(layer: PackedConv) -> nn.Module:
-    """The conv of `torch.nn` with `layer`'s weight, without its padding mode, residual and activation."""
-    grid = layer.grid
-    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(grid.kernel_size) - 1]
-    conv: nn.Module = kind(
-        grid.in_channels,
-        grid.out_channels,
-        grid.kernel_size,
-        tuple(layer.stride),
-        tuple(layer.padding),
-        tuple(layer.dilation),
-        grid.groups,
-        bias=layer.bias is not None,
-        device="meta",
-    )
-    conv.register_parameter("weight", nn.Parameter(layer.weight()))
+def dense_layer(layer: PackedConv) -> nn.Module:
+    """The layer of `torch.nn` with `layer`'s weight, without its residual and activation."""
+    grid, bias = layer.grid, layer.bias is not None
+    axes = len(grid.kernel_size)
+    if axes == 0:
+        made: nn.Module = nn.Linear(grid.in_channels, grid.out_channels, bias, device="meta")
+    else:
+        kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d) if grid.transposed else CONVS
+        padding, mode = whole_padding(layer)
+        geometry = (grid.kernel_size, tuple(layer.stride), padding)
+        more: dict[str, Any] = {"dilation": tuple(layer.dilation), "padding_mode": mode, "groups": grid.groups}
+        if grid.transposed:
+            more["output_padding"] = tuple(layer.output_padding)
+        made = kinds[axes - 1](grid.in_channels, grid.out_channels, *geometry, **more, bias=bias, device="meta")  # type: ignore
+    made.register_parameter("weight", nn.Parameter(layer.weight()))
     if layer.bias is not None:
-        conv.register_parameter("bias", nn.Parameter(layer.bias.clone()))
-    return conv.eval()
+        made.register_parameter("bias", nn.Parameter(layer.bias.clone()))
+    return made.eval()
+
+
+def whole_padding(layer: PackedConv) -> tuple[tuple[int, ...] | str, str]:
+    """`padding` and `padding_mode` of the conv that was packed: the inverse of `pack_convs.split_padding`."""
+    if layer.pad is None:
+        return tuple(layer.padding), "zeros"
+    amounts, mode = layer.pad
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
+    even = all(before == after for before, after in pairs)
+    return tuple(before for before, _ in reversed(pairs)) if even else "same", "zeros" if mode == "constant" else mode

@@ -38,10 +38,8 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     models = pytest.importorskip("bench.gpu_models")
     monkeypatch.setattr(layers, "convs", lambda model: listed)
     monkeypatch.setattr(models, "convs", lambda model: listed)
-    matmul = torch.backends.cuda.matmul.fp32_precision
     with float32_precision("tf32"):
         yield
-    torch.backends.cuda.matmul.fp32_precision = matmul
 
 
 @needs_no_gpu
@@ -130,6 +128,7 @@ def run_fake(monkeypatch: pytest.MonkeyPatch, path: Path, fake: Fake, lost: bool
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(gpu, "import_module", lambda name: fake)
@@ -198,6 +197,23 @@ def test_the_first_half_hour_calls_every_part(monkeypatch: pytest.MonkeyPatch, t
     parsed = [gpu.parse(arguments) for arguments in calls]
     assert {part for options in parsed for part in options.part} == set(gpu.PARTS)
     assert all(options.rehearse for options in parsed)
+
+
+AHEAD = """
+from bench.gpu_ahead import compile_job, only_compile
+from bench.gpu_hazards import CONVS
+only_compile(90)
+print(compile_job((CONVS["1x1"], "fp16", 2, "32x32", 50, False)))
+"""
+
+
+@needs_no_gpu
+def test_a_forward_reads_nothing_back_from_tensors_without_data(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", AHEAD]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.stdout == "None\n", done.stdout + done.stderr
+    assert list(tmp_path.rglob("gather_kernel.cubin"))
 
 
 def test_convs_have_names_that_tell_them_apart() -> None:

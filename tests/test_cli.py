@@ -146,7 +146,7 @@ def test_convert_writes_a_file_that_holds_the_converted_model(
     assert figures["file_bytes"] == output.stat().st_size
     assert figures["max_abs_error"] < 1e-5
     assert figures["total"]["macs"] < figures["total"]["macs_dense"]
-    converted, x = fxdbsr.convert(prepared), torch.randn(5, 3, 32, 32)
+    converted, x = fxdbsr.convert(prepared, example_inputs=torch.randn(1, 3, 32, 32)), torch.randn(5, 3, 32, 32)
     if suffix == ".pt2":
         torch.testing.assert_close(torch.export.load(output).module()(x), converted(x))
         return
@@ -181,15 +181,16 @@ def test_bench_prints_ratios_with_their_conditions(tmp_path: Path, capsys: pytes
     assert [(row["batch"], row["sparsity"]) for row in rows] == [(1, 0.5), (1, 0.9), (2, 0.5), (2, 0.9)]
     for row in rows:
         assert row["median"] > 0
-        assert row["macs_run"] / row["macs_dense"] == pytest.approx(1 - row["sparsity"], abs=0.05)
+        assert 1 - row["sparsity"] - 0.01 < row["macs_run"] / row["macs_dense"] < 1 - 0.5 * row["sparsity"]
 
 
 @pytest.mark.parametrize(("shape", "sparsity"), [((8, 8), 0.75), ((16, 4), 0.5), ((4, 16), 0.9), ((1, 3), 0.9)])
 def test_bench_spreads_the_kept_blocks_evenly(shape: tuple[int, int], sparsity: float) -> None:
     mask = spread_mask(shape, sparsity, torch.Generator().manual_seed(0))
-    assert int(mask.sum()) == max(1, round((1 - sparsity) * mask.numel()))
+    assert int(mask.sum()) == max(*shape, round((1 - sparsity) * mask.numel()))
     for axis in (0, 1):
         counts = mask.sum(axis)
+        assert counts.min() >= 1
         assert counts.max() - counts.min() <= 1
 
 

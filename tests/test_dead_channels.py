@@ -113,6 +113,21 @@ def test_cat_counts_by_offsets() -> None:
     assert figures(found, X) == {"a": (4, 64, 16, 140), "b": (4, 64, 16, 140), "c": (4, 128, 32, 272)}
 
 
+class CatInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 8), conv(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(torch.cat([x, self.a(x)], 1))
+        return y
+
+
+def test_the_models_input_is_concatenated_by_offsets_and_stays() -> None:
+    found = converted(CatInput(), X, rows={"a": [0]}, columns={"b": [0]})
+    assert figures(found, X) == {"a": (4, 64, 16, 140), "b": (4, 64, 16, 140)}
+
+
 class Head(nn.Module):
     def __init__(self, view: bool) -> None:
         super().__init__()

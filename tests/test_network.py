@@ -22,9 +22,11 @@ from fxdbsr.converted import ConvertedModule
 from fxdbsr.graph import trace_eval
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
+from fxdbsr.kernels.cpu_plan import best_grid
 from fxdbsr.network import runner
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.plan import Run
+from fxdbsr.nn.packed import PackedConv
 
 pytestmark = pytest.mark.skipif(jit.host() is None, reason="no vector unit that the engine knows")
 BFLOAT16 = pytest.param(
@@ -94,6 +96,15 @@ class Residual(nn.Module):
         pooled: Tensor = nn.functional.adaptive_avg_pool2d(x, (1, 1))
         result: Tensor = self.fc(torch.flatten(pooled, 1))
         return result
+
+
+@pytest.mark.parametrize(("sparsity", "height"), [(0.0, 32), (0.7, 8)])
+def test_low_blocks_run_as_tall_ones_where_nearly_all_are_kept(sparsity: float, height: int) -> None:
+    torch.manual_seed(0)
+    model = converted(nn.Sequential(nn.Conv2d(64, 72, 3, padding=1), nn.ReLU()), (8, 8), sparsity)
+    layer = next(module for module in model.modules() if isinstance(module, PackedConv))
+    assert best_grid(layer.grid, layer.crow_indices, layer.col_indices).block_size == (height, 8)
+    assert_same(model, torch.randn(2, 64, 9, 9))
 
 
 ZOO = [

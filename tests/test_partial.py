@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,7 +113,8 @@ def test_an_ordinary_model_converts_in_parts() -> None:
     assert_same(fxdbsr.convert(model, block_size=4, backend="reference"), model)
 
 
-def test_tuning_measures_layers_of_parts_and_lone_ones() -> None:
+def test_tuning_measures_layers_of_parts_and_lone_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXDBSR_CACHE", str(tmp_path))
     prepared = pruned(Detector())
     converted = fxdbsr.convert(prepared, tune=True, example_inputs=X)
     assert_same(converted, prepared)

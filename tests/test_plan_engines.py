@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import fxdbsr
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.choice import choose
+from fxdbsr.kernels.choice import Case, choose
+from fxdbsr.nn.fastest import tolerance
 from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision
 
@@ -31,7 +32,9 @@ def chosen(channels: int, outputs: int, kernel: int, **seen: Any) -> tuple[str, 
     keep = torch.arange(grid.shape[0] * grid.shape[1]).view(grid.shape) % 5 == 0
     _, crow, col = grid.pack(torch.ones(grid.weight_shape), keep)
     half = (kernel // 2, kernel // 2)
-    return choose("auto", 0.2, grid, (1, 1), half, (1, 1), torch.float16, CUDA, (crow, col), **seen)
+    case = Case(grid, crow, col, (1, 1), half, (1, 1), torch.float16, CUDA, **({"activation": "relu"} | seen))
+    choice = choose("auto", case)
+    return choice.engine, choice.reason
 
 
 def test_wide_3x3_convs_go_sparse() -> None:
@@ -54,9 +57,28 @@ def test_an_unknown_size_is_taken_to_be_large() -> None:
     assert chosen(512, 512, 3)[0] == "triton"
 
 
+def test_a_known_plane_counts_where_the_batch_is_unknown() -> None:
+    assert chosen(512, 512, 3, size=(0, 7, 7)) == chosen(512, 512, 3, size=(32, 7, 7))
+    assert chosen(512, 512, 3, size=(0, 7, 7)) != chosen(512, 512, 3)
+
+
 def test_what_the_engine_cannot_run_stays_dense() -> None:
     engine, reason = chosen(16, 64, 3)
     assert (engine, "32 input channels" in reason) == ("dense", True)
+
+
+def test_the_cost_of_a_cpu_says_nothing_on_a_gpu() -> None:
+    grid = BlockGrid.of((64, 16, 3, 3), (32, 8))
+    _, crow, col = grid.pack(torch.ones(grid.weight_shape), torch.tensor([[True, False], [False, False]]))
+    case = Case(grid, crow, col, (1, 1), (1, 1), (1, 1), torch.float16, CUDA)
+    assert choose("auto", case).engine == "dense"
+
+
+def test_tuning_allows_for_tf32_on_a_gpu_alone() -> None:
+    found = [tolerance(torch.float32, torch.device(name)) for name in ("cuda", "cpu")]
+    with float32_precision("ieee"):
+        found.append(tolerance(torch.float32, CUDA))
+    assert found == [2e-3, 1e-4, 1e-4]
 
 
 class Residual(nn.Module):

@@ -91,6 +91,29 @@ def test_an_epoch_is_a_line_and_the_checkpoints_hold_what_it_says(train: Any, tm
     torch.testing.assert_close(fxdbsr.convert(model, backend="reference")(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_json_is_what_was_reached_in_place_of_the_words(train: Any, tmp_path: Path, capsys: Any) -> None:
+    *entries, figures = train(*TINY, "--epochs", "2", "--json")
+    assert figures["best"] == figures["last"] == entries[-1]
+    assert all(Path(path).exists() for path in figures["files"].values())
+    path = tmp_path / "figures.json"
+    assert main(["train", *TINY, "--epochs", "2", "--out", str(tmp_path / "out"), "--resume", "--json", str(path)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"best accuracy {entries[-1]['accuracy']:.2%} in epoch 2, {entries[-1]['macs_sparsity']:.1%} of" in shown.err
+    assert json.loads(path.read_text()) == figures
+
+
+def test_the_other_commands_read_what_was_trained(train: Any, tmp_path: Path, capsys: Any) -> None:
+    (entry,) = train(*TINY, "--epochs", "1", "--skip", "0")
+    source = ("tiny:net", "--checkpoint", str(tmp_path / "out" / "best.pt"), "--shape", "1x3x32x32")
+    assert main(["report", *source, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["0"]["block_size"] is None
+    assert rows["3"]["sparsity"] == entry["macs_sparsity"]
+    assert main(["convert", *source, "-o", str(tmp_path / "out.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_abs_error"] < 1e-5
+
+
 def test_the_best_is_the_best_of_the_epochs_whose_mask_is_final(train: Any, tmp_path: Path) -> None:
     entries = train(*TINY, "--epochs", "5", "--end", "0.5", "--lr", "0.3")
     final = [entry for entry in entries if entry["frozen"]]
@@ -130,7 +153,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(train: Any, tmp_path:
     options = [*TINY, "--epochs", "4", "--ema", "0.9", "--resume"]
     train(*options)
     command = [sys.executable, "-m", "fxdbsr", "train", *options, "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=SCRIPTS)
+    alike = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # whatever tests before have set
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=SCRIPTS, env=alike)
     assert process.stdout is not None
     process.stdout.readline()
     process.kill()
@@ -234,6 +258,23 @@ def test_nan_stops_with_its_step_and_leaves_the_checkpoint(refused: Any, tmp_pat
     assert all(bool(value.isfinite().all()) for value in found["model"].values())
 
 
+def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_saved(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = torch.optim.SGD.step
+    steps: list[int] = []
+
+    def breaking(self: torch.optim.SGD, *args: Any) -> None:
+        take(self, *args)
+        steps.append(1)
+        if len(steps) == 42:
+            self.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", breaking)
+    assert "step 42: a weight is NaN or infinite after it" in refused(*TINY, "--epochs", "3", "--end", "0.5")
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["epoch"] == 1
+
+
 def test_another_run_is_not_written_over(train: Any, refused: Any, tmp_path: Path) -> None:
     train(*TINY, "--epochs", "1")
     before = (tmp_path / "out" / "last.pt").read_bytes()
@@ -273,20 +314,22 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.parametrize(("good", "name"), [(4, "best.pt"), (5, "last.pt")])
 def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
-    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, name: str
 ) -> None:
     replace, calls = os.replace, []
 
     def full(*paths: Any) -> None:
         calls.append(paths)
-        if len(calls) > 4:
+        if len(calls) > good:
             raise OSError(28, "No space left on device")
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", full)
     line = refused(*TINY, "--epochs", "3")
-    assert "last.pt: No space left on device; what was there before is untouched" in line
+    assert f"{name}: No space left on device" in line
+    assert ("; what was there before is untouched" in line) == (name == "last.pt")
     found = checkpoint.load(tmp_path / "out" / "last.pt")
     assert found["epoch"] == 2
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
@@ -299,7 +342,7 @@ def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
         (("--target", "1.5"), "target: expected a fraction"),
         (("--target", "0.5", "--gamma", "1"), "exactly one of target and gamma"),
         (("--model", "resnet21"), "did you mean resnet"),
-        (("--model", "tiny:nothing"), "no callable 'nothing'"),
+        (("--model", "tiny:nothing"), "tiny has no 'nothing'"),
         (("--model", "tiny:three"), "expected logits of shape (2, 10) for 2 images, got (2, 3)"),
         (("--block", "8x"), "block: expected OUTxIN"),
         (("--skip", "conv7"), "conv7"),
@@ -309,7 +352,7 @@ def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
         (("--data", "cifar10", "--data-dir", "/nowhere"), "cifar-10-batches-py does not hold cifar10"),
         (("--data", "imagefolder", "--data-dir", "/nowhere"), "there is no folder /nowhere/train"),
         (("--weights", "/nowhere.pt"), "/nowhere.pt"),
-        (("--weights", str(SCRIPTS / "tiny.py")), "no file of torch.save"),
+        (("--weights", str(SCRIPTS / "tiny.py")), f"--weights: {SCRIPTS / 'tiny.py'}: "),
         (("--epochs", "0"), "epochs: expected at least 1"),
         (("--ema", "1"), "ema: expected a number in [0, 1)"),
         (("--device", "abacus"), "device: 'abacus'"),

@@ -83,13 +83,15 @@ def forget(prefix: str) -> dict[str, ModuleType]:
 
 @contextmanager
 def float32_precision(value: str) -> Iterator[None]:
-    """cuDNN's switch for float32 convs at "tf32" or "ieee"."""
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, conv.fp32_precision = conv.fp32_precision, value
+    """cuDNN's switch for float32 convs at "tf32" or "ieee"; afterwards all such switches are as they were."""
+    switches: Any = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)  # type: ignore
+    before = [switch.fp32_precision for switch in switches]
+    switches[0].fp32_precision = value
     try:
         yield
     finally:
-        conv.fp32_precision = before
+        for switch, setting in zip(switches, before, strict=True):
+            switch.fp32_precision = setting
 
 
 @dataclass(frozen=True)

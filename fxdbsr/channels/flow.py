@@ -29,7 +29,7 @@ from fxdbsr.channels.layers import (
 from fxdbsr.channels.layout import cat
 from fxdbsr.channels.nodes import frozen_modules, live_nodes, overwritten
 from fxdbsr.channels.table import rule_of
-from fxdbsr.channels.values import UNKNOWN, Folded, Stored, Value
+from fxdbsr.channels.values import UNKNOWN, Folded, Size, Stored, Value
 from fxdbsr.graph import called_module, get_attribute, writes_in_place
 from fxdbsr.nn.shrink import whole_grid
 
@@ -73,6 +73,8 @@ class Flow:
 
     def _value(self, op: Op) -> Any:
         node, module = op.node, op.module
+        if node.op == "placeholder":
+            return self._input(node)
         if node.op == "get_attr":
             found = get_attribute(self.model, str(node.target))
             return Stored(found) if isinstance(found, Tensor) else None
@@ -97,6 +99,20 @@ class Flow:
             for source in node.all_input_nodes:
                 self.facts.pin(self.values.get(source), f"{what} reads them")
         return value
+
+    def _input(self, node: fx.Node) -> Value | None:
+        """The model's input `node`, where a conv that reads it says how many channels it has; all of them stay."""
+        for user in node.users:
+            layer = called_module(user)
+            if layer is None or not is_layer(layer) or isinstance(layer, nn.Linear) or user.args != (node,):
+                continue
+            whole = whole_grid(layer)
+            labels = self.facts.fresh(whole.in_channels)
+            self.facts.pinned.append((labels, "the model is given them"))
+            batch, *sides = (Size(node.name, axis) for axis in (0, *range(2, 2 + len(whole.kernel_size))))
+            unknown = torch.full((len(labels),), UNKNOWN, dtype=torch.float64)
+            return Value(labels, unknown, 1, (batch, len(labels), *sides))
+        return None
 
     def _layer(self, op: Op) -> Value:
         layer = op.module

@@ -19,7 +19,7 @@ class Checkpoint:
     """A state dict.
 
     Attributes:
-        path: where it was read.
+        path: where it was read; `option` named it.
         state: tensors by name, without the prefixes of DistributedDataParallel and torch.compile.
         block, form: size of the blocks and form of the scales, where the file states them, as `fxdbsr train` does.
         history: entries of the training, where the file holds them.
@@ -30,6 +30,7 @@ class Checkpoint:
     block: str | None = None
     form: str = "product"
     history: list[Mapping[str, Any]] = field(default_factory=list)
+    option: str = "--checkpoint"
 
     @property
     def prepared(self) -> bool:
@@ -56,11 +57,15 @@ class Checkpoint:
         try:
             model.load_state_dict(self.state)
         except RuntimeError as error:
-            raise ValueError(f"--checkpoint: {self.path}: {error}") from error
+            raise ValueError(f"{self.option}: {self.path}: {error}") from error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, option: str = "--checkpoint") -> Checkpoint:
     """The checkpoint in the file `path`, tensors and plain values only; no code of the file is run.
+
+    Args:
+        path: of the file.
+        option: where the user named it, for errors.
 
     Raises:
         OSError, ValueError: the file cannot be read, or holds no state dict. ImportError: without safetensors.
@@ -69,22 +74,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return Checkpoint(path, dict(load_file(path)))
+            return Checkpoint(path, dict(load_file(path)), option=option)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(f"--checkpoint: {path}: {error}") from error
+        raise ValueError(f"{option}: {path}: {error}") from error
     whole = found if isinstance(found, dict) else {}
     state = next((whole[key] for key in NESTED if isinstance(whole.get(key), dict)), found)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"--checkpoint: {path}: expected a state dict of tensors, got {_contents(state)}")
+        raise ValueError(f"{option}: {path}: expected a state dict of tensors, got {_contents(state)}")
     for prefix in WRAPPERS:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     options = whole["options"] if isinstance(whole.get("options"), dict) else {}
     history = whole["history"] if isinstance(whole.get("history"), list) else []
-    return Checkpoint(path, state, options.get("block"), options.get("form", "product"), history)
+    return Checkpoint(path, state, options.get("block"), options.get("form", "product"), history, option)
 
 
 def _contents(found: Any) -> str:

@@ -96,7 +96,9 @@ def save(model: nn.Module, x: Tensor, path: Path) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("ignore", "No complete tensor found")  # about buffers of no elements
             torch.export.save(torch.export.export(model, (pair,), dynamic_shapes=({0: batch},)), path)
-            if not torch.equal(torch.export.load(path).module()(pair), model(pair)):
+            served, expected = torch.export.load(path).module()(pair), model(pair)
+            # a model runs whole and a program layer by layer, so that sums may be rounded another way
+            if not (served - expected).abs().max() <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max():
                 raise RuntimeError("--output: the program read back from the file computes something else")
 
 

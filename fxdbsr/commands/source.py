@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,11 +122,12 @@ def default_shape(name: str) -> tuple[int, ...]:
     return 1, 3, side, side
 
 
-def load_model(name: str, classes: int | None = None) -> nn.Module:
+def load_model(name: str, classes: int | None = None, **options: Any) -> nn.Module:
     """The model `name` with fresh weights, or what `package.module:callable` returns.
 
     Args:
-        classes: of the named models; None for their default.
+        classes: of the model, as `num_classes` of a callable that takes it; None for its default.
+        options: of the models GoogLeNet and Inception v3; `init_weights=False` by default, which takes them seconds.
 
     Raises:
         ValueError: no such model; near names are told.
@@ -140,9 +142,9 @@ def load_model(name: str, classes: int | None = None) -> nn.Module:
             raise ValueError(f"torchvision has no model {name!r}{hint}")
         if name in OWN:
             return OWN[name](classes or 10)
-        options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        options |= {} if classes is None else {"num_classes": classes}
-        found: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        given = {"init_weights": False} | options if name in ("googlenet", "inception_v3") else {}
+        given |= {} if classes is None else {"num_classes": classes}
+        found: nn.Module = torchvision.models.get_model(name, weights=None, **given)
         return found
     sys.path.insert(0, "")
     try:
@@ -151,7 +153,11 @@ def load_model(name: str, classes: int | None = None) -> nn.Module:
         sys.path.remove("")
     if make is None:
         raise ValueError(f"{module} has no {attribute!r}")
-    made = make() if callable(make) and not isinstance(make, nn.Module) else make
+    if callable(make) and not isinstance(make, nn.Module):
+        takes = classes is not None and "num_classes" in inspect.signature(make).parameters
+        made = make(num_classes=classes) if takes else make()
+    else:
+        made = make
     if not isinstance(made, nn.Module):
         raise TypeError(f"{name}: expected a callable that returns an nn.Module, got {type(made).__name__}")
     return made

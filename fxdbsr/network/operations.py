@@ -90,8 +90,11 @@ def operation_of(node: fx.Node, images: Mapping[fx.Node, Image]) -> Operation | 
 
 def _conv(node: fx.Node, layer: PackedConv, images: Mapping[fx.Node, Image]) -> Operation | None:
     inputs = tuple(argument for argument in node.args if isinstance(argument, fx.Node))
-    if layer.engine != "cpu" or layer.pad is not None or images[inputs[0]].flat or len(inputs) < len(node.args):
+    if layer.engine != "cpu" or layer.pad is not None or len(inputs) < len(node.args):
         return None
+    if layer.lift is not None or images[inputs[0]].flat:
+        linear = not layer.grid.kernel_size and images[inputs[0]].flat and len(inputs) == 1
+        return Operation("linear", inputs, layer) if linear else None
     fits = all(images[residual] == images[node] for residual in inputs[1:])
     return Operation("conv", inputs, layer) if fits else None
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_plan import Geometry, packed_input, takes, writes
+from fxdbsr.kernels.cpu_plan import Geometry, best_grid, packed_input, takes, writes
 from fxdbsr.kernels.cpu_program import Place, Program, Step, conv_of, copy_of, pool_of
 from fxdbsr.kernels.cpu_steps import Copy, Pool
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
@@ -248,14 +248,18 @@ def may_keep(node: fx.Node) -> bool:
     return module.split(".")[0] not in ("torch", "_operator", "builtins", "math", "fxdbsr")
 
 
-def conv_weights(layer: PackedConv) -> Weights:
-    """The weights of a conv that the CPU engine runs."""
-    stride, padding, dilation = ((v[0], v[1]) for v in (layer.stride, layer.padding, layer.dilation))
-    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.bias
-    conv = Geometry(
-        layer.grid, stride, padding, dilation, bfloat16, bias is not None, layer.activation, layer.negative_slope
-    )
-    return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
+def conv_weights(layer: PackedConv, target: jit.Target) -> Weights:
+    """The weights of a conv, or of a layer as a conv, in taller blocks than the layer's own where those are faster."""
+    planar = layer.lift or layer
+    stride, padding, dilation = ((v[0], v[1]) for v in (planar.stride, planar.padding, planar.dilation))
+    grid = best_grid(planar.grid, layer.crow_indices, layer.col_indices)
+    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.planar_bias()
+    epilogue = (bias is not None, layer.activation, layer.negative_slope)
+    conv = Geometry(grid, stride, padding, dilation, bfloat16, *epilogue)
+    if grid == planar.grid:
+        return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
+    values, crow_indices, col_indices = grid.pack(layer.weight().detach().view(grid.weight_shape))
+    return Weights(conv, conv.order(target).weights(values), crow_indices, col_indices, bias)
 
 
 def linear_weights(layer: nn.Linear, target: jit.Target) -> Weights:

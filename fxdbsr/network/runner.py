@@ -190,10 +190,11 @@ class Runner:
         self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
         foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
-        self.usable = any(layer.engine == "cpu" for layer in self.layers) and not writes_input and not foreign
+        self.usable = not writes_input and not foreign
         self.state: Any = None
+        self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
         self.plans: OrderedDict[Any, Planned] = OrderedDict()
-        self.linears: dict[nn.Linear, tuple[Any, Weights]] = {}
+        self.weights: dict[nn.Module, tuple[Any, Weights]] = {}
 
     def is_current(self) -> bool:
         """True while the graph calls the modules that it called when this was made."""
@@ -228,6 +229,9 @@ class Runner:
         state = tuple((id(layer.values), id(layer.bias), layer.revision) for layer in self.layers)
         if state != self.state:
             self.state, self.plans = state, OrderedDict()
+            self.dtype = next((layer.values.dtype for layer in self.layers if layer.engine == "cpu"), None)
+        if self.dtype is None:
+            return False, None
         threads = torch.get_num_threads() if cpu_program.is_parallel() else 1
         key = (tuple((x.shape, x.dtype) for x in args), layouts, threads)
         planned = self.plans.get(key)
@@ -243,8 +247,8 @@ class Runner:
 
     def _plan(self, graph: fx.Graph, recorder: Recorder, layouts: dict[fx.Node, Any], threads: int) -> Planned:
         first = recorder.seen[self.inputs[0]]
-        layer = next(layer for layer in self.layers if layer.engine == "cpu")
-        batch, dtype, target = int(first.shape[0]), layer.values.dtype, jit.host()
+        batch, dtype, target = int(first.shape[0]), self.dtype, jit.host()
+        assert dtype is not None
         assert target is not None
         found = {node: image_of(value, batch, dtype) for node, value in recorder.seen.items()}
         images = {node: image for node, image in found.items() if image is not None}
@@ -254,15 +258,14 @@ class Runner:
         return Planned(Plan(graph, *options), self.modules)
 
     def _weights(self, layer: PackedConv | nn.Linear) -> Weights:
-        if isinstance(layer, PackedConv):
-            return conv_weights(layer)
-        bias = layer.bias
-        version = tuple((t.data_ptr(), t._version) for t in (layer.weight, bias) if t is not None)
-        if layer not in self.linears or self.linears[layer][0] != version:
+        tensors = (layer.values, layer.bias) if isinstance(layer, PackedConv) else (layer.weight, layer.bias)
+        version = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+        if layer not in self.weights or self.weights[layer][0] != version:
             target = jit.host()
             assert target is not None
-            self.linears[layer] = (version, linear_weights(layer, target))
-        return self.linears[layer][1]
+            found = conv_weights if isinstance(layer, PackedConv) else linear_weights
+            self.weights[layer] = (version, found(layer, target))  # type: ignore[arg-type]
+        return self.weights[layer][1]
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[dict[str, nn.Module | None], str]:

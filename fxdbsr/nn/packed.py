@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import dense, ops
-from fxdbsr.kernels.choice import choose, engine_module, why_not
+from fxdbsr.kernels.choice import TORCH, Case, choose, engine_module
+from fxdbsr.kernels.cpu_cost import kept_channels
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
+from fxdbsr.nn.lift import lift_of
 
 
 class PackedConv(nn.Module):
@@ -36,13 +38,17 @@ class PackedConv(nn.Module):
         pad: (amounts, mode) of a separate `F.pad` before the conv, or None.
         backend: which engine to take, see `fxdbsr.convert`.
         blocked: False for a conv that was given no blocks, and is packed whole because an engine runs it faster.
+        output_padding: of a transposed conv.
+        input_size: see the attribute.
 
     Attributes:
+        lift: how the layer is a 2-d conv for the engines, where it is none itself.
         dense_grid: the blocks of the weight as it was before channels were removed, for the report.
         revision: how often `derive` was called; plans of whole models follow it.
         kept_channels: why dead channels of the output are computed still, as a sentence, or "".
         adds_residual: whether its calls pass a residual, as far as conversion knows.
-        input_size: images, height and width that conversion saw, or None.
+        input_size: images, height and width (of the lifted input) that conversion saw, or None; 0 images where
+            only a forward before conversion was seen.
         precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
         form: what tuning found for the Triton engine, arguments of its `tables`.
     """
@@ -52,7 +58,7 @@ class PackedConv(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     bias: Tensor | None
-    input_size: tuple[int, int, int] | None
+    input_size: tuple[int, ...] | None
     precision: str | None
 
     def __init__(
@@ -66,14 +72,26 @@ class PackedConv(nn.Module):
         pad: tuple[tuple[int, ...], str] | None,
         backend: str,
         blocked: bool = True,
+        output_padding: Sequence[int] = (),
+        input_size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.pad, self.backend, self.blocked = grid, pad, backend, blocked
         self.dense_grid, self.kept_channels = grid, ""
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
-        self._sizes = (grid.in_channels, grid.out_channels, self.stride, self.padding, self.dilation, grid.groups)
+        self.output_padding = list(output_padding)
+        self.lift = lift_of(grid, tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
+        planar = self.lift or self
+        self._sizes = (
+            planar.grid.in_channels,
+            planar.grid.out_channels,
+            list(planar.stride),
+            list(planar.padding),
+            list(planar.dilation),
+            planar.grid.groups,
+        )
         self.activation, self.negative_slope = "none", 0.01
-        self.adds_residual, self.input_size, self.precision = False, None, None
+        self.adds_residual, self.input_size, self.precision = False, input_size, None
         self.form: dict[str, Any] = {}
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
@@ -87,59 +105,110 @@ class PackedConv(nn.Module):
         rows, columns = self.grid.shape
         return self.col_indices.shape[0] / (rows * columns)
 
+    def case(self) -> Case:
+        """The layer as the choice of an engine sees it."""
+        planar = self.lift or self
+        return Case(
+            planar.grid,
+            self.crow_indices,
+            self.col_indices,
+            tuple(planar.stride),
+            tuple(planar.padding),
+            tuple(planar.dilation),
+            self.values.dtype,
+            self.values.device,
+            self.bias is not None,
+            self.adds_residual,
+            self.activation,
+            self.input_size,
+            self.precision,
+        )
+
     def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
-        geometry = (self.grid, self.stride, self.padding, self.dilation)
-        where = (self.values.dtype, self.values.device)
-        seen: dict[str, Any] = {"size": self.input_size, "bias": self.bias is not None, "residual": self.adds_residual}
-        seen |= {"activation": self.activation, "precision": self.precision}
-        indices = (self.crow_indices, self.col_indices)
-        self.engine, self.reason = choose(self.backend, self.density, *geometry, *where, indices, **seen)
-        self.form = {}
+        choice = choose(self.backend, self.case())
+        self.use(choice.engine, choice.reason, choice.form)
+
+    def use(self, engine: str, reason: str, form: dict[str, Any] | None = None) -> None:
+        """Take `engine`, because of `reason`, and derive what it needs; `form` goes to the engine's `tables`."""
+        self.engine, self.reason, self.form = engine, reason, form or {}
         self.derive()
 
-    def use(self, engine: str, reason: str) -> None:
-        """Take `engine`, because of `reason`, and derive what it needs."""
-        self.engine, self.reason = engine, reason
-        self.derive()
-
-    def candidates(self) -> list[str]:
-        """Engines that can run this conv with the present dtype and device, dense among them."""
-        arguments = (self.grid, self.stride, self.padding, self.dilation, self.values.dtype, self.values.device)
-        return [engine for engine in ("cpu", "triton", "dense") if why_not(engine, *arguments) is None]
+    def size_of(self, x: Tensor) -> tuple[int, ...]:
+        """`(N, H, W)` of the input `x` as the engines see it."""
+        x = x if x.dim() == len(self.stride) + 2 or not self.stride else x.unsqueeze(0)
+        if self.pad is not None:
+            x = F.pad(x, self.pad[0], self.pad[1])
+        x = x if self.lift is None else self.lift.image(x)
+        return (x.shape[0], *x.shape[2:])
 
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
-        derived: list[Tensor] = []
         self.revision += 1
         packed = (self.values, self.crow_indices, self.col_indices)
-        if self.engine == "dense":
-            derived = [dense.layout(self.grid.unpack(*packed).detach())]
-        elif self.engine != "reference":
-            module = engine_module(self.engine)
-            assert module is not None
-            self.values = module.layout(self.values)
-            form = {**self.form}
-            if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
-                form["precision"] = self.precision
-            geometry = (self.stride, self.padding, self.dilation)
-            derived = module.tables(self.grid, self.values, *packed[1:], *geometry, **form)
         self._take_derived()
+        if self.engine == "dense":
+            derived = [dense.layout(self.weight().detach())]
+        elif self.engine == "compact":
+            kept = [channels.to(self.values.device) for channels in kept_channels(self.grid, *packed[1:])]
+            derived = [self._compact_weight(*kept).detach().contiguous(), *kept]
+        else:
+            derived = self._pack()
         for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
             self.register_buffer(f"derived{number}", tensor, persistent=False)
+
+    def _pack(self) -> list[Tensor]:
+        """Put the values in the engine's order, and return its tables."""
+        module = None if self.engine == "reference" else engine_module(self.engine)
+        grid, values = self.grid, self.values
+        if self.lift is not None:
+            grid, values = self.lift.grid, self.lift.values(values.detach())
+        values = values if module is None else module.layout(values)
+        if self.lift is None:
+            self.values = values
+        else:
+            self.register_buffer("lifted_values", values, persistent=False)
+            self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
+        if module is None:
+            return []
+        form = {**self.form}
+        if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
+            form["precision"] = self.precision
+        tables: list[Tensor] = module.tables(
+            grid, values, self.crow_indices, self.col_indices, *self._sizes[2:5], **form
+        )
+        return tables
 
     def derived(self) -> list[Tensor]:
         """What the engine derived from the state."""
         return [tensor for name, tensor in self._buffers.items() if name.startswith("derived")]  # type: ignore[misc]
 
-    def _take_derived(self) -> dict[str, Tensor]:
-        """Remove and return what the engine derived."""
-        return {name: self._buffers.pop(name) for name in [*self._buffers] if name.startswith("derived")}  # type: ignore
+    def _take_derived(self) -> dict[str, Tensor | None]:
+        """Remove and return what was derived from the state."""
+        names = [name for name in self._buffers if name.startswith(("derived", "lifted"))]
+        return {name: self._buffers.pop(name) for name in names}
 
     def engine_weights(self) -> Tensor:
         """The packed weights in the order in which the CPU engine reads them."""
         derived = self.derived()
-        return derived[0] if derived else self.values
+        return derived[0] if derived else self.planar_values()
+
+    def planar_values(self) -> Tensor:
+        """The values of the 2-d conv that the engines run, in the engine's order."""
+        if self.lift is None:
+            return self.values
+        if not (torch.is_grad_enabled() and self.values.requires_grad):
+            return self.get_buffer("lifted_values")
+        module = None if self.engine == "reference" else engine_module(self.engine)
+        values = self.lift.values(self.values)
+        return values if module is None else module.layout(values)
+
+    def planar_bias(self) -> Tensor | None:
+        """The bias of the 2-d conv that the engines run."""
+        if self.lift is None or self.bias is None:
+            return self.bias
+        live = torch.is_grad_enabled() and self.bias.requires_grad
+        return self.lift.bias(self.bias) if live else self.get_buffer("lifted_bias")
 
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
@@ -147,28 +216,41 @@ class PackedConv(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output."""
-        batched = input.dim() == len(self.stride) + 2
+        batched = input.dim() == len(self.stride) + 2 or not self.stride
         x = input if batched else input.unsqueeze(0)
         if x.dtype != self.values.dtype:
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])
-        if batched and self.engine == "dense":
+        if self.lift is not None and self.engine not in TORCH:
+            return self._as_planar(x, residual, batched)
+        if batched and self.engine in TORCH:
             return self._dense(x, residual, self.activation)
         if batched and self._fits(x, residual):
             return self._packed(x, residual, self.activation)
-        y = self._dense(x, None, "none") if self.engine == "dense" else self._packed(x, None, "none")
+        y = self._dense(x, None, "none") if self.engine in TORCH else self._packed(x, None, "none")
         y = y if batched else y.squeeze(0)
         return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
 
+    def _as_planar(self, x: Tensor, residual: Tensor | None, batched: bool) -> Tensor:
+        """The layer as a 2-d conv, `x` in the layer's own axes."""
+        assert self.lift is not None
+        image = self.lift.image(x)
+        added = None if residual is None or not batched else self.lift.residual(residual)
+        alone = residual is None or (added is not None and self._fits(image, added))
+        y = self.lift.result(self._packed(image, added if alone else None, self.activation if alone else "none"), x)
+        y = y if batched else y.squeeze(0)
+        return y if residual is None or alone else activate(y + residual, self.activation, self.negative_slope)
+
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         state: dict[str, Any] = self._buffers
+        own = self.lift is None
         return ops.conv(
             x,
-            state["values"],
+            state["values"] if own else self.planar_values(),
             state["crow_indices"],
             state["col_indices"],
-            state["bias"],
+            state["bias"] if own else self.planar_bias(),
             residual,
             self.derived(),
             *self._sizes,
@@ -178,10 +260,34 @@ class PackedConv(nn.Module):
         )
 
     def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        """Torch's own layer, on all channels or on those that hold a block."""
         live = torch.is_grad_enabled() and self.values.requires_grad
-        weight = self.weight() if live else self.get_buffer("derived0")
-        geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
-        return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
+        if self.engine == "compact":
+            y = self._compact(x, live)
+        else:
+            weight = self.weight() if live else self.get_buffer("derived0")
+            if self.grid.kernel_size and not self.grid.transposed:
+                geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
+                return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
+            y = torch_layer(x, weight, self.bias, self)
+        return activate(y if residual is None else y + residual, activation, self.negative_slope)
+
+    def _compact_weight(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weight as stored, of the output channels `rows` and the input channels `columns` alone."""
+        weight = self.grid.to_out_in(self.weight())[rows][:, columns]
+        return weight.transpose(0, 1) if self.grid.transposed else weight
+
+    def _compact(self, x: Tensor, live: bool) -> Tensor:
+        """The layer on the channels that hold a block, its bias on the others."""
+        weight, rows, columns = self.derived()
+        weight = self._compact_weight(rows, columns) if live else weight
+        axis = 1 if self.grid.kernel_size else x.dim() - 1
+        x = dense.take_channels(x, columns, axis) if len(columns) < self.grid.in_channels else x
+        y = torch_layer(x, weight, None if self.bias is None else self.bias[rows], self)
+        if len(rows) == self.grid.out_channels:
+            return y
+        others = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
+        return dense.place_channels(y, rows, axis, others)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
@@ -189,8 +295,9 @@ class PackedConv(nn.Module):
             return True
         if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
             return False
-        spatial = output_size(x.shape[2:], self.grid.kernel_size, self.stride, self.padding, self.dilation)
-        return tuple(residual.shape) == (x.shape[0], self.grid.out_channels, *spatial)
+        grid = self.grid if self.lift is None else self.lift.grid
+        spatial = output_size(x.shape[2:], grid.kernel_size, *self._sizes[2:5])
+        return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         before = (self.values.dtype, self.values.device)
@@ -252,14 +359,28 @@ def one_warning() -> Iterator[list[str]]:
         warnings.warn(f"fxdbsr: layers change their engine with dtype and device: {kinds}", stacklevel=5)
 
 
+def torch_layer(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv) -> Tensor:
+    """`x` through the function of torch that `layer` stands for, with `weight` as stored; the groups are `layer`'s."""
+    axes, grid = len(layer.stride), layer.grid
+    if not grid.kernel_size:
+        return F.linear(x, weight, bias)
+    geometry = (layer.stride, layer.padding)
+    y: Tensor
+    if grid.transposed:
+        back: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        y = back(x, weight, bias, *geometry, layer.output_padding or 0, grid.groups, layer.dilation)
+    else:
+        y = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, *geometry, layer.dilation, grid.groups)
+    return y
+
+
 def why_unpacked(layer: nn.Module) -> str | None:
     """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
     grid = layer.grid
     assert isinstance(grid, BlockGrid)
-    if not grid.kernel_size:
-        return "no engine packs linear layers"
-    if grid.transposed:
-        return "no engine packs transposed convs"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
+    if grid.transposed:
+        geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
+        return None if lift_of(grid, *geometry) else "no engine packs transposed convs whose kernels overlap"
     return None

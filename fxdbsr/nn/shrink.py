@@ -126,8 +126,14 @@ def cut_layer_(layer: nn.Module, cut: Cut) -> None:
         layer.groups = cut.groups  # type: ignore[assignment]
     if isinstance(layer, ScaledLayer):
         layer.grid = new
-        layer.scale = nn.Parameter(torch.ones(new.shape, dtype=old.dtype, device=old.device), requires_grad=False)
-        layer.register_buffer("mask", torch.ones(new.shape, dtype=torch.bool, device=old.device))
+        free_blocks_(layer)
+
+
+def free_blocks_(layer: ScaledLayer) -> None:
+    """Set every scale to 1 and every mask on: the weight itself holds the zeros."""
+    shape, weight = layer.grid.shape, layer.weight
+    layer.scale = nn.Parameter(torch.ones(shape, dtype=weight.dtype, device=weight.device), requires_grad=False)
+    layer.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
 
 
 def cut_channelwise_(module: nn.Module, keep: Tensor) -> None:
@@ -145,3 +151,30 @@ def cut_channelwise_(module: nn.Module, keep: Tensor) -> None:
     for name in ("num_features", "num_channels", "num_parameters"):
         if hasattr(module, name):
             setattr(module, name, number)
+
+
+def permute_layer_(layer: nn.Module, outputs: Tensor, inputs: Tensor | None) -> None:
+    """Put the channels of a conv or linear layer into another order, in place; only one without groups moves.
+
+    The scales must be folded.
+    """
+    moves = [index is not None and not torch.equal(index, torch.arange(len(index))) for index in (outputs, inputs)]
+    if not any(moves):
+        return
+    grid, weight = whole_grid(layer), out_in(layer)
+    if moves[0]:
+        weight = weight[outputs.to(weight.device)]
+    if moves[1] and inputs is not None:
+        weight = weight[:, inputs.to(weight.device)]
+    layer.register_parameter("weight", nn.Parameter(grid.from_out_in(weight).contiguous(), requires_grad=False))
+    if moves[0] and isinstance(layer.bias, Tensor):
+        bias = layer.bias.detach()[outputs.to(weight.device)]
+        layer.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    if isinstance(layer, ScaledLayer):
+        free_blocks_(layer)
+
+
+def permute_channelwise_(module: nn.Module, order: Tensor) -> None:
+    """Put the channels of a norm, or of another module with a number for each, into another order, in place."""
+    if not torch.equal(order, torch.arange(len(order))):
+        cut_channelwise_(module, order)

@@ -31,8 +31,8 @@ def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> R
 
     Raises:
         TypeError: `model` is no module, or `example_inputs` holds no tensor.
-        ValueError: the forward fails on these inputs, parameters are not initialised yet, or the model has
-            neither parameters nor MACs.
+        ValueError: the forward fails on these inputs, parameters are not initialised yet, no values to `measure`
+            with, or the model has neither parameters nor MACs.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.kernels.reference import activate
-from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.packed import PackedConv, torch_layer
 from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, effective_scale, plain_type
 from fxdbsr.reporting.count import Tally
 from fxdbsr.reporting.observe import Call, evaluating
@@ -82,12 +82,11 @@ def dense_form(call: Call) -> Callable[..., Any] | None:
 
 def _dense_conv(layer: PackedConv) -> Callable[..., Tensor]:
     weight = layer.weight()
-    function = (F.conv1d, F.conv2d, F.conv3d)[len(layer.stride) - 1]
 
     def dense(input: Tensor, residual: Tensor | None = None) -> Tensor:
         x = input.to(weight.dtype)
         x = x if layer.pad is None else F.pad(x, *layer.pad)
-        y = function(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.grid.groups)
+        y = torch_layer(x, weight, layer.bias, layer)
         return activate(y if residual is None else y + residual, layer.activation, layer.negative_slope)
 
     return dense

@@ -56,7 +56,7 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
     layer = call.layer
     if isinstance(layer, PackedConv):
         stored = [t for t in (layer.values, layer.crow_indices, layer.col_indices, layer.bias) if t is not None]
-        kind = f"conv{len(layer.stride)}d"
+        kind = kind_of(layer.dense_grid)
         reason = "; ".join(part for part in (layer.reason, layer.kept_channels) if part)
         dense = layer.dense_grid
         row = Weight(name, kind, None, dense.weight_shape, stored, layer.engine, reason, dense_grid=dense)
@@ -92,6 +92,12 @@ def weight_of_module(call: Call, name: str, parameters: dict[int, str], unblocke
         row.weight_shape = row.dense_grid.weight_shape
     row.reason = "; ".join(part for part in (row.reason, getattr(layer, "kept_channels", "")) if part)
     return row
+
+
+def kind_of(grid: BlockGrid) -> str:
+    """`LayerRow.kind` of a layer with these blocks."""
+    axes = len(grid.kernel_size)
+    return f"conv{'_transpose' * grid.transposed}{axes}d" if axes else "linear"
 
 
 def _kept_of_packed(layer: PackedConv) -> Tensor:

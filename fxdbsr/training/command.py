@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def train(options: Options, team: Processes) -> list[dict[str, Any]]:
     """Train as `options` say, among the processes of `team`; an entry for every epoch."""
-    out = Path(options.out)
+    out = Path(options.out).expanduser()
     if team.is_first:
         out.mkdir(parents=True, exist_ok=True)
     team.wait()
@@ -72,7 +72,7 @@ def reached(options: Options, history: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a training that is done: its best epoch, its last, and where its files lie."""
     final = [entry for entry in history if entry["frozen"]]
     best = max(final, key=lambda entry: entry["accuracy"])  # the first of those that are equal, as best.pt
-    files = {name: str(Path(options.out) / name) for name in ("best.pt", "last.pt", "log.jsonl")}
+    files = {name: str(Path(options.out).expanduser() / name) for name in ("best.pt", "last.pt", "log.jsonl")}
     return {"best": best, "last": history[-1], "of": options.of, "files": files}
 
 

@@ -83,7 +83,7 @@ def _in_memory(found: ImageSet, classes: int, options: Options, processes: Proce
 
 def _cifar(options: Options, processes: Processes) -> Data:
     kind: Any = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[options.data]
-    root = Path(str(options.data_dir))
+    root = Path(str(options.data_dir)).expanduser()
 
     def read(train: bool, download: bool = False) -> tuple[Tensor, Tensor]:
         try:
@@ -119,7 +119,7 @@ def _folder(options: Options, processes: Processes) -> Data:
     }
     found: dict[str, Any] = {}
     for part, way in ways.items():
-        folder = Path(str(options.data_dir)) / part
+        folder = Path(str(options.data_dir)).expanduser() / part
         if not folder.is_dir():
             raise FileNotFoundError(f"data_dir: there is no folder {folder}; expected train/ and val/ with one a class")
         found[part] = torchvision.datasets.ImageFolder(folder, v2.Compose(way))

@@ -38,7 +38,7 @@ class Run:
     """
 
     def __init__(self, options: Options, processes: Processes) -> None:
-        self.options, self.processes, self.out = options, processes, Path(options.out)
+        self.options, self.processes, self.out = options, processes, Path(options.out).expanduser()
         found = self._checkpoint()
         self.data = load_data(options, processes)
         self.steps = options.epochs * len(self.data.train)
@@ -77,7 +77,7 @@ class Run:
         """Train for an epoch, evaluate, and write the checkpoint; what the log says of it.
 
         Raises:
-            ValueError: the loss is NaN or infinite; the checkpoint is that of the epoch before.
+            ValueError: the loss or a weight is NaN or infinite; the checkpoint is that of the epoch before.
             OSError: the checkpoint cannot be written; the one before is untouched.
         """
         start, options, each = time.perf_counter(), self.options, len(self.data.train)
@@ -107,7 +107,7 @@ class Run:
         return entry
 
     def _train(self, on_step: Callable[[], None]) -> float:
-        """The steps of an epoch; the mean loss."""
+        """The steps of an epoch; the mean loss. Raises ValueError where one, or a weight in the end, is NaN."""
         first = self.epoch * len(self.data.train)
         torch.manual_seed(seed_of(self.options.seed, self.epoch, self.processes.rank))
         self.model.train()
@@ -121,6 +121,7 @@ class Run:
                 watch.check()
                 raise
             on_step()
+        watch.check_weights(self.net)
         return watch.mean()
 
     def _step(self, batch: Batch, watch: Watch) -> None:
@@ -157,8 +158,8 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "ema_steps": 0 if self.average is None else self.average.steps,
         }
-        save(self.out / "last.pt", content)
         final = [entry["accuracy"] for entry in self.history if entry["frozen"]]
         if final and final[-1] > max(final[:-1], default=-1.0):
-            save(self.out / "best.pt", content)
+            save(self.out / "best.pt", content)  # first: a run killed between the two repeats this epoch
+        save(self.out / "last.pt", content)
         write(self.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history).encode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fxdbsr.ranks import local
 from fxdbsr.training.processes import Processes
 
 NEVER = 2**62
@@ -48,6 +49,20 @@ class Watch:
             raise ValueError(
                 f"step {bad}: the loss is NaN or infinite; nothing of this epoch is saved: lower lr, or amp = 'bf16' "
                 "in place of 'fp16'"
+            )
+
+    @torch.no_grad()
+    def check_weights(self, net: nn.Module) -> None:
+        """Look at the weights that the last step has left, whose loss nobody sees.
+
+        Raises:
+            ValueError: on some process one is NaN or infinite.
+        """
+        finite = torch.stack([local(weight).isfinite().all() for weight in net.parameters()]).all()
+        if not self.processes.least(int(finite)):
+            raise ValueError(
+                f"step {self.first + self.steps}: a weight is NaN or infinite after it; nothing of this epoch is "
+                "saved: lower lr"
             )
 
     def mean(self) -> float:

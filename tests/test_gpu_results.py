@@ -1,0 +1,57 @@
+"""The committed files about GPUs that no GPU has made: what they claim, and that they are what the code says today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from bench import gpu_plan  # noqa: E402
+from fxdbsr.kernels.triton_configs import PRECISIONS  # noqa: E402
+from tests.triton_cases import float32_precision  # noqa: E402
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def default_precision() -> Iterator[None]:
+    """Switches that the bench sets are put back."""
+    with float32_precision("tf32"):
+        yield
+
+
+def test_the_plan_covers_every_conv_of_three_networks() -> None:
+    head, *rows = lines("gpu_plan.jsonl")
+    assert head["measured"] is False
+    for dtype in ("fp16", "tf32", "fp32"):
+        for block in ("32x32", "128x32"):
+            found = [row for row in rows if (row["dtype"], row["block"]) == (dtype, block)]
+            counts = {m: sum(row["count"] for row in found if row["model"] == m) for m in gpu_plan.MODELS}
+            assert counts == {"resnet50": 53, "resnext50_32x4d": 53, "vgg11": 8}
+    said = [row[f"{sparsity} %"] for row in rows for sparsity in (50, 70, 90)]
+    assert all(each["reason"] and each["choice"] in ("sparse", "dense") and each["ceiling"] >= 1 for each in said)
+
+
+def test_the_plan_is_what_the_planner_says_today() -> None:
+    head, *rows = lines("gpu_plan.jsonl")
+    if head["triton"] != triton.__version__:
+        pytest.skip(f"tiles depend on Triton; the file was made with {head['triton']}, this is {triton.__version__}")
+    expected = [row for row in rows if row["model"] == "vgg11"]
+    assert list(gpu_plan.rows(["vgg11"], ["fp16", "tf32", "fp32"], [32], ["32x32", "128x32"])) == expected
+
+
+def test_every_compiled_tile_of_the_file_is_free_of_spills_and_faults() -> None:
+    found = lines("gpu_compiled.jsonl")
+    assert {(r["target"], r["precision"]) for r in found} == {
+        (target, precision) for target in ("cuda:80", "cuda:90", "hip:gfx942") for precision in PRECISIONS
+    } - {("hip:gfx942", "3xtf32")}
+    assert all(r["spills"] == 0 and r["faults"] == [] for r in found)
