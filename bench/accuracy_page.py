@@ -46,6 +46,8 @@ def pick(among: Sequence[Group], arm: str, sparsity: float | None) -> Group | No
 def accuracies(data: str) -> str:
     """Mean, standard deviation and number of seeds of every arm."""
     among = found(data)
+    if not among:
+        return "Not measured yet."
     dense = pick(among, "dense", None)
     heads = ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in SPARSITIES)]
     table = [[LABELS[arm], *(_mean(pick(among, arm, s)) for s in SPARSITIES)] for arm in FIXED]
@@ -55,6 +57,8 @@ def accuracies(data: str) -> str:
 def differences(data: str) -> str:
     """Our default less every other arm, paired by seed."""
     among = found(data)
+    if not among:
+        return "Not measured yet."
     heads = ["our default less", *(f"{sparsity:.0%}" for sparsity in SPARSITIES)]
     table = [[LABELS[arm], *(_gap(among, arm, s) for s in SPARSITIES)] for arm in FIXED[1:]]
     table.append(["dense", *(_gap(among, "dense", s) for s in SPARSITIES)])
@@ -206,10 +210,20 @@ def _mean(group: Group | None) -> str:
 
 
 def _pipe(rows: Sequence[Sequence[object]], heads: list[str]) -> str:
+    if not rows:
+        return "Not measured yet."
     return str(tabulate(rows, heads, "pipe", disable_numparse=True))
 
 
+def figure(data: str, what: str) -> str:
+    """The figure, once there are runs to draw."""
+    name = f"images/accuracy_{data}.png"
+    return f"![{what}]({name})" if found(data) else "Not measured yet."
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "figure": lambda: figure("generated", "Error against MACs and parameters left, and the poster's curves"),
+    "digits_figure": lambda: figure("digits", "The same on the digits"),
     "accuracies": lambda: accuracies("generated"),
     "differences": lambda: differences("generated"),
     "parameters": lambda: parameters("generated"),
