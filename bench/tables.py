@@ -92,31 +92,55 @@ def cpu_files() -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
     return found
 
 
-def cpu_table(path: Path, machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Ratios of one file: a line for each model, block, type and batch, a column for each arm."""
+def cpu_table(rows: list[dict[str, Any]]) -> str:
+    """Ratios: a line for each model, block, type and batch, a column for each arm; dense arms have no block."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     ratios: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        key = tuple(str(row[name]) for name in ("model", "block", "dtype", "batch"))
+        key = tuple(str(row[name]) for name in ("model", "dtype", "batch", "block"))
         ratios.setdefault(key, {})[row["arm"]] = f"{cut(row['median'])}x"
-    heads = ["model", "block", "dtype", "batch", *(f"{arm} zero" if "%" in arm else f"{arm} dense" for arm in arms)]
-    table = pipe([[*key, *(found.get(arm, "") for arm in arms)] for key, found in ratios.items()], heads, 3)
-    return f"{table}\n\n{source(path, machine)}"
+    dense = {key[:3]: found for key, found in ratios.items() if key[3] == "-"}
+    lines = {key: dense.get(key[:3], {}) | found for key, found in ratios.items() if key[3] != "-"}
+    heads = ["model", "dtype", "batch", "block", *(f"{arm} zero" if "%" in arm else f"{arm} dense" for arm in arms)]
+    return pipe([[*key, *(found.get(arm, "") for arm in arms)] for key, found in lines.items()], heads, 4)
 
 
 def cpu() -> str:
     """Every end-to-end file of the CPU engine."""
-    return "\n\n".join(cpu_table(*found) for found in cpu_files())
+    files = cpu_files()
+    rows = [row for _, _, found in files for row in found]
+    return "\n\n".join([cpu_table(rows), *(source(path, machine) for path, machine, _ in files)])
 
 
 def headline() -> str:
-    """ResNet-50 with blocks of 32x32 in float32, for the README."""
-    chosen = {"model": "resnet50", "block": "32x32", "dtype": "float32"}
+    """ResNet-50 with blocks of 32x32, for the README."""
+    chosen = {"model": "resnet50", "block": ("32x32", "-")}
+    files = []
     for path, machine, rows in cpu_files():
-        few = [row for row in rows if all(row[key] == value for key, value in chosen.items())]
+        few = [row for row in rows if row["model"] == chosen["model"] and row["block"] in chosen["block"]]
         if few:
-            return cpu_table(path, machine, few)
-    raise FileNotFoundError("no cpu_*.jsonl in bench/results holds ResNet-50 with blocks of 32x32 in float32")
+            files.append((path, machine, few))
+    if not files:
+        raise FileNotFoundError("no cpu_*.jsonl in bench/results holds ResNet-50 with blocks of 32x32")
+    table = cpu_table([row for _, _, rows in files for row in rows])
+    return "\n\n".join([table, *(source(path, machine) for path, machine, _ in files)])
+
+
+def cpu_layers() -> str:
+    """Sums over the convs of a network, and the worst error beside oneDNN's."""
+    found, sources = [], []
+    for path in sorted(RESULTS.glob("cpu_layers_*.jsonl")):
+        machine, rows = lines(path)
+        convs = [row for row in rows if row["conv"] != "sum"]
+        worst = max(row["error"] / row["error_dense"] for row in convs)
+        for row in rows:
+            if row["conv"] == "sum":
+                key = [row[name] for name in ("model", "block", "dtype", "arm")]
+                times = [f"{row['base_ms']:.1f}", f"{row['arm_ms']:.1f}"]
+                found.append([*key, f"{row['sparsity']:.0%}", f"{cut(row['median'])}x", *times, f"{worst:.2f}"])
+        sources.append(source(path, machine))
+    heads = ["model", "block", "dtype", "arm", "zero", "ratio", "dense ms", "sparse ms", "worst error / oneDNN's"]
+    return "\n\n".join([pipe(found, heads, 5), *sources])
 
 
 def arithmetic() -> str:
@@ -168,6 +192,7 @@ def report() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": cpu,
+    "cpu_layers": cpu_layers,
     "headline": headline,
     "arithmetic": arithmetic,
     "training": training,
