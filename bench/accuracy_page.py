@@ -252,4 +252,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "confirmed": confirmed,
     "first_look": first_look,
     "tuning": tuning,
+    "digits_tuning": lambda: tuning("digits"),
 }
