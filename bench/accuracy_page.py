@@ -65,6 +65,22 @@ def differences(data: str) -> str:
     return _pipe(table, heads)
 
 
+def summary(data: str) -> str:
+    """For every other arm in words where our default is better, worse, or level."""
+    among = found(data)
+    lines = []
+    for arm in (*FIXED[1:], "dense"):
+        words: dict[str, list[str]] = {}
+        for sparsity in SPARSITIES:
+            gap = _difference(among, arm, sparsity)
+            if gap is not None:
+                words.setdefault(verdict(gap), []).append(f"{sparsity:.0%}")
+        if words:
+            told = "; ".join(f"{word} at {', '.join(where)}" for word, where in words.items())
+            lines.append(f"- The default against {LABELS.get(arm, arm)}: {told}.")
+    return "\n".join(lines) or "Not measured yet."
+
+
 def parameters(data: str) -> str:
     """Parameters that are zero at the sparsities of the MACs."""
     among = found(data)
@@ -224,6 +240,7 @@ def figure(data: str, what: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "figure": lambda: figure("generated", "Error against MACs and parameters left, and the poster's curves"),
     "digits_figure": lambda: figure("digits", "The same on the digits"),
+    "summary": lambda: summary("generated"),
     "accuracies": lambda: accuracies("generated"),
     "differences": lambda: differences("generated"),
     "parameters": lambda: parameters("generated"),
@@ -235,4 +252,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "confirmed": confirmed,
     "first_look": first_look,
     "tuning": tuning,
+    "digits_tuning": lambda: tuning("digits"),
 }

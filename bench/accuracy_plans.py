@@ -18,7 +18,7 @@ TUNING_DRAW = 1
 STRONG = {"lr": 0.8, "weight_decay": 2e-3}
 TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
-DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, "lr": 0.4, "weight_decay": 2e-3}
+DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
 
@@ -78,7 +78,7 @@ def low() -> Iterator[Setting]:
 
 def tune_digits() -> Iterator[Setting]:
     """Learning rate and weight decay on the digits, seeds that are not reported."""
-    for changes in ({"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}, STRONG):
+    for changes in (STRONG, {"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}):
         for arm in ("scaled", "gradual", "once", "channels", "slim"):
             yield Setting(arm, TUNING_SEEDS[0], 0.9, **DIGITS | changes)
 
