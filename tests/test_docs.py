@@ -21,7 +21,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\S*).*?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # What the project's continuous integration runs itself, or what takes minutes.
 ELSEWHERE = ("pip ", "python3 -m venv", "pytest", ".ci/run", "torchrun ", "fxdbsr demo", "fxdbsr train", "sphinx-build")
-SPEED = re.compile(r"\dx\b(?!\s?\d)|\d\sx\b(?!\s?[\d(])|\d\s?(ms|GFLOP/s|images/s|img/s)\b|\d\s(times|percent) (faster|slower)")
+SPEED = re.compile(
+    r"\dx\b(?!\s?\d)|\d\sx\b(?!\s?[\d(])|\d\s?(ms|GFLOP/s|images/s|img/s)\b|\d\s(times|percent) (faster|slower)"
+)
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
