@@ -126,6 +126,9 @@ class PackedConv(nn.Module):
 
     def choose_engine(self) -> None:
         """Take the engine that `backend` stands for with the present dtype and device, and derive its tables."""
+        if self.values.is_meta and self.backend == "auto":
+            self.use("dense", "the meta device has shapes alone")
+            return
         choice = choose(self.backend, self.case())
         self.use(choice.engine, choice.reason, choice.form)
 
