@@ -101,10 +101,32 @@ class Residual(nn.Module):
 @pytest.mark.parametrize(("sparsity", "height"), [(0.0, 32), (0.7, 8)])
 def test_low_blocks_run_as_tall_ones_where_nearly_all_are_kept(sparsity: float, height: int) -> None:
     torch.manual_seed(0)
-    model = converted(nn.Sequential(nn.Conv2d(64, 72, 3, padding=1), nn.ReLU()), (8, 8), sparsity)
+    model = converted(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), (8, 8), sparsity)
     layer = next(module for module in model.modules() if isinstance(module, PackedConv))
     assert best_grid(layer.grid, layer.crow_indices, layer.col_indices).block_size == (height, 8)
     assert_same(model, torch.randn(2, 64, 9, 9))
+
+
+class Reshaped(nn.Module):
+    """Ends with an operation that torch runs, and a view of its value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 32, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.softmax(self.conv(x), 1)
+        return torch.flatten(y, 1), torch.flatten(x, 1)
+
+
+def test_a_view_of_what_torch_makes_is_made_by_torch() -> None:
+    model = converted(Reshaped())
+    x = torch.randn(2, 16, 3, 3)[:, :, :, :]
+    for inputs in (x, x[:, :, :3, :3].contiguous(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            for found, expected in zip(model(inputs), fx.Interpreter(model).run(inputs), strict=True):
+                torch.testing.assert_close(found, expected)
+    assert plan_of(model).plans
 
 
 ZOO = [

@@ -68,8 +68,12 @@ def image_of(value: Any, batch: int, dtype: torch.dtype) -> Image | None:
 
 def operations_of(graph: fx.Graph, images: Mapping[fx.Node, Image]) -> dict[fx.Node, Operation]:
     """The operations among the nodes of `graph` on the values `images`."""
-    found = {node: operation_of(node, images) for node in graph.nodes}
-    return {node: operation for node, operation in found.items() if operation is not None}
+    found: dict[fx.Node, Operation] = {}
+    for node in graph.nodes:
+        operation = operation_of(node, images)
+        if operation is not None and (operation.kind != "same" or operation.inputs[0] in found):
+            found[node] = operation  # what torch makes torch also reshapes
+    return found
 
 
 def operation_of(node: fx.Node, images: Mapping[fx.Node, Image]) -> Operation | None:
