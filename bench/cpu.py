@@ -5,10 +5,11 @@
 The base is `torch.compile` with freezing (inductor: batch norms folded, weights prepacked for oneDNN, pointwise
 operators fused), channels last. Every other arm is timed against it in interleaved pairs (base, arm, arm, base); the
 ratio is the median over pairs, with quartiles, above 1 where the arm is faster. All arms of a batch size live in one
-process. The same fraction of the blocks of every conv is off, spread evenly over rows and columns, each of which keeps
-one (narrow layers therefore keep more); the stem and the classifier keep dense weights. Beside the ratio stand the MACs
-that the arm runs, as a fraction of the dense ones, and its rate as a fraction of the machine's peak, which is measured
-before and after each pair of arms.
+process. The same fraction of the blocks of every conv is off, spread evenly over rows and columns; the stem and the
+classifier keep dense weights. Where a layer keeps fewer blocks than it has rows or columns, channels are dead, and
+`convert` removes them; with `--masks covered` each row and column keeps a block, whatever the sparsity. Beside the
+ratio stand the MACs that the arm runs, as a fraction of the dense ones, and its rate as a fraction of the machine's
+peak, which is measured before and after each pair of arms.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fxdbsr.paired import as_row, paired, provenance, write_lines
 ARMS = ("eager", "onnxruntime")
 COLUMNS = (
     "model",
+    "masks",
     "batch",
     "dtype",
     "block",
@@ -72,7 +74,7 @@ def onnxruntime_call(model: nn.Module, x: Tensor) -> Callable[[], Any] | None:
 
 
 def arms_of(
-    dense: nn.Module, x: Tensor, blocks: list[str], sparsities: list[float]
+    dense: nn.Module, x: Tensor, blocks: list[str], sparsities: list[float], cover: bool
 ) -> Iterator[tuple[dict[str, Any], Callable[[], Any], nn.Module]]:
     """(what it is, a call, the model) of each arm."""
     yield {"arm": "eager", "block": "-"}, partial(dense, x), dense
@@ -82,7 +84,7 @@ def arms_of(
             yield {"arm": "onnxruntime", "block": "-"}, session, dense
     for block in blocks:
         for sparsity in sparsities:
-            fast = converted(dense, x, parse_block(block), sparsity, "auto", False)
+            fast = converted(dense, x, parse_block(block), sparsity, "auto", False, cover)
             yield {"arm": f"{sparsity:.0%}", "block": block}, partial(fast, x), fast
 
 
@@ -99,16 +101,15 @@ def measured(
     dense = torchvision.models.get_model(name, weights=None).eval().to(dtype).to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
     base = frozen(dense, x)
-    for key, call, model in arms_of(
-        dense, x, options.block.split(","), [float(s) for s in options.sparsity.split(",")]
-    ):
+    sparsities = [float(s) for s in options.sparsity.split(",")]
+    for key, call, model in arms_of(dense, x, options.block.split(","), sparsities, options.masks == "covered"):
         total = fxdbsr.report(model, x).total
         with torch.inference_mode():
             peaks = [peak_gflops()]  # of float32; bfloat16 on tile registers has another
             ratio = paired(base, call, max(6, options.pairs // (1 + batch // 8)), warm_up=3)
             peaks.append(peak_gflops())
         rate = 2e-6 * total.macs_run / ratio.arm_ms / max(peaks)
-        row = {"model": name, "batch": batch, "dtype": str(dtype).removeprefix("torch.")} | key
+        row = {"model": name, "masks": options.masks, "batch": batch, "dtype": str(dtype).removeprefix("torch.")} | key
         row |= {"macs": round(total.macs_run / total.macs_dense, 4), "peak": round(rate, 4)}
         row |= as_row(ratio) | {"engines": engines(model), "peak_gflops": [round(peak, 1) for peak in peaks]}
         yield row
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1")
     parser.add_argument("--sparsity", default="0,0.5,0.7,0.9")
     parser.add_argument("--block", default="32x32")
+    parser.add_argument("--masks", default="exact", choices=["exact", "covered"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--pairs", type=int, default=20, help="for one image; fewer for batches, at least 6")
     parser.add_argument("--size", type=int, default=224)

@@ -86,7 +86,7 @@ def cpu_files() -> list[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
     found = []
     for path in sorted(RESULTS.glob("cpu_*.jsonl")):
         machine, rows = lines(path)
-        rows = [row for row in rows if {"model", "batch", "block", "dtype", "arm", "median"} <= row.keys()]
+        rows = [row for row in rows if {"model", "masks", "batch", "block", "dtype", "arm", "median"} <= row.keys()]
         if rows:
             found.append((path, machine, rows))
     return found
@@ -97,12 +97,19 @@ def cpu_table(rows: list[dict[str, Any]]) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     ratios: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        key = tuple(str(row[name]) for name in ("model", "dtype", "batch", "block"))
+        key = tuple(str(row[name]) for name in ("model", "dtype", "batch", "block", "masks"))
         ratios.setdefault(key, {})[row["arm"]] = f"{cut(row['median'])}x"
-    dense = {key[:3]: found for key, found in ratios.items() if key[3] == "-"}
-    lines = {key: dense.get(key[:3], {}) | found for key, found in ratios.items() if key[3] != "-"}
-    heads = ["model", "dtype", "batch", "block", *(f"{arm} zero" if "%" in arm else f"{arm} dense" for arm in arms)]
-    return pipe([[*key, *(found.get(arm, "") for arm in arms)] for key, found in lines.items()], heads, 4)
+    dense = {(*key[:3], key[4]): found for key, found in ratios.items() if key[3] == "-"}
+    lines = {key: dense.get((*key[:3], key[4]), {}) | found for key, found in ratios.items() if key[3] != "-"}
+    heads = [
+        "model",
+        "dtype",
+        "batch",
+        "block",
+        "masks",
+        *(f"{arm} zero" if "%" in arm else f"{arm} dense" for arm in arms),
+    ]
+    return pipe([[*key, *(found.get(arm, "") for arm in arms)] for key, found in lines.items()], heads, 5)
 
 
 def cpu() -> str:
@@ -118,6 +125,7 @@ def headline() -> str:
     files = []
     for path, machine, rows in cpu_files():
         few = [row for row in rows if row["model"] == chosen["model"] and row["block"] in chosen["block"]]
+        few = [row for row in few if row["masks"] == "exact"]
         if few:
             files.append((path, machine, few))
     if not files:

@@ -181,17 +181,18 @@ def test_bench_prints_ratios_with_their_conditions(tmp_path: Path, capsys: pytes
     assert [(row["batch"], row["sparsity"]) for row in rows] == [(1, 0.5), (1, 0.9), (2, 0.5), (2, 0.9)]
     for row in rows:
         assert row["median"] > 0
-        assert 1 - row["sparsity"] - 0.01 < row["macs_run"] / row["macs_dense"] < 1 - 0.5 * row["sparsity"]
+        assert 0 < row["macs_run"] / row["macs_dense"] < 1 - 0.8 * row["sparsity"]
 
 
+@pytest.mark.parametrize("cover", [False, True])
 @pytest.mark.parametrize(("shape", "sparsity"), [((8, 8), 0.75), ((16, 4), 0.5), ((4, 16), 0.9), ((1, 3), 0.9)])
-def test_bench_spreads_the_kept_blocks_evenly(shape: tuple[int, int], sparsity: float) -> None:
-    mask = spread_mask(shape, sparsity, torch.Generator().manual_seed(0))
-    assert int(mask.sum()) == max(*shape, round((1 - sparsity) * mask.numel()))
+def test_bench_spreads_the_kept_blocks_evenly(shape: tuple[int, int], sparsity: float, cover: bool) -> None:
+    mask = spread_mask(shape, sparsity, torch.Generator().manual_seed(0), cover)
+    assert int(mask.sum()) == max(*(shape if cover else (1,)), 1, round((1 - sparsity) * mask.numel()))
     for axis in (0, 1):
         counts = mask.sum(axis)
-        assert counts.min() >= 1
         assert counts.max() - counts.min() <= 1
+        assert counts.min() >= 1 or not cover
 
 
 # ---------------------------------------------------------------- what goes wrong

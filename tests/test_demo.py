@@ -55,7 +55,7 @@ def test_one_epoch_writes_figures_and_picture(
     assert list(figures) == KEYS
     assert 0 <= figures["accuracy"] <= 1
     assert 0 <= figures["dense_accuracy"] <= 1
-    assert figures["layers_packed"] == 21
+    assert figures["layers_packed"] == 21 or (mode[0] == "--gamma" and figures["layers_packed"] < 21)  # branches die
     assert 0 < figures["max_abs_error"] < 1e-3
     if mode[0] == "--target":
         assert figures["macs"] <= 0.52 * figures["macs_dense"]

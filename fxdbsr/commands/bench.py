@@ -32,9 +32,9 @@ examples:
   a model of your own, on four threads, as JSON lines
     fxdbsr bench mypackage.models:small --shape 1x3x32x32 --block 8x8 --threads 4 --json
 
-The same fraction of blocks is off in every conv, spread evenly over its rows and columns, of which each keeps a block,
-so that narrow layers keep more; the MACs say what is run. Convs on images with up to 4 channels stay whole. Times are
-in ms, ratios the time of the dense model over that of the converted one: medians and quartiles of interleaved pairs.
+The same fraction of blocks is off in every conv, spread evenly over its rows and columns; channels that are dead all
+the same are removed, and the MACs say what is run. Convs on images with up to 4 channels stay whole. Times are in ms,
+ratios the time of the dense model over that of the converted one: medians and quartiles of interleaved pairs.
 """
 AGAINST = ("eager", "compiled")
 IMAGE_CHANNELS = 4
@@ -146,13 +146,19 @@ def counts(text: str, option: str) -> list[int]:
 
 
 def converted(
-    dense: nn.Module, x: Tensor, block: tuple[int | None, int | None], sparsity: float, backend: str, tune: bool
+    dense: nn.Module,
+    x: Tensor,
+    block: tuple[int | None, int | None],
+    sparsity: float,
+    backend: str,
+    tune: bool,
+    cover: bool = False,
 ) -> nn.Module:
     """`dense` converted, with `sparsity` of the blocks of every conv off but of those on images."""
     prepared = prepare(dense, block, filter_fn=lambda layer, name: getattr(layer, "in_channels", 99) > IMAGE_CHANNELS)
     generator = torch.Generator().manual_seed(0)
     for layer in blocked_layers(prepared):
-        layer.set_mask(spread_mask(layer.grid.shape, sparsity, generator).to(layer.mask.device))
+        layer.set_mask(spread_mask(layer.grid.shape, sparsity, generator, cover).to(layer.mask.device))
     return convert(prepared, example_inputs=x, backend=backend, tune=tune)
 
 

@@ -27,7 +27,7 @@ from fxdbsr.nn.packed import PackedConv
 
 PLANS = 16  # of different shapes that a model keeps
 SPARE = 8  # memories for calls that a plan keeps
-CHUNK = 4  # images that are taken at a time where a batch has more
+CHUNK = 8  # images that are taken at a time where a batch has more
 
 
 class UnplannedError(Exception):
