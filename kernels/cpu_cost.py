@@ -30,6 +30,7 @@ FIXED = {"dense": 70.0, "cpu": 38.0}
 RATE = {"dense": 59e3, "cpu": 79e3}  # MACs a microsecond
 PACK = 0.22e-3  # microseconds a byte of weights that torch reorders
 MOVE = {"dense": 0.14e-3, "cpu": 0.18e-3}  # microseconds a byte of input and output
+BREAK = 2.0  # how much cheaper torch's own must be: it breaks the run of steps that the convs around it are part of
 GATHER = 0.4e-3  # microseconds a byte that index_select or index_copy moves
 
 
@@ -38,11 +39,13 @@ def cheapest(candidates: Sequence[str], case: Case) -> tuple[str, str]:
     if len(candidates) == 1:
         return candidates[0], ""
     costs = {name: microseconds(name, case) for name in candidates}
-    best = min(costs, key=costs.__getitem__)
+    share = {name: 1.0 if name == "cpu" or "cpu" not in costs else BREAK for name in costs}
+    best = min(costs, key=lambda name: costs[name] * share[name])
     others = ", ".join(f"{cost / costs[best]:.2f} for {name}" for name, cost in costs.items() if name != best)
     size = "x".join(map(str, _size(case)))
     known = f"at {size}" if case.size else f"at {size}, as the size is not known,"
-    return best, f"{best} is expected to be fastest {known}: 1 to {others}"
+    breaks = ", which would break the run of steps" if min(costs.values()) < costs[best] else ""
+    return best, f"{best} is expected to be fastest {known}: 1 to {others}{breaks}"
 
 
 def microseconds(engine: str, case: Case) -> float:
