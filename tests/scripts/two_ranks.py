@@ -6,6 +6,7 @@ Every case trains the same small net on the same 16 images a step, half of them 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,8 @@ def main() -> None:
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps({case: [g[case] for g in gathered] for case in seen}))
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo that outlive the group have aborted the interpreter's end
 
 
 if __name__ == "__main__":
