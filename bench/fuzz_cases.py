@@ -82,7 +82,7 @@ class ConvCase:
             least = field.default if field.name in ("channels", "block") else flat
             options = [least]
             if isinstance(value, int) and not isinstance(value, bool):
-                options += [value // 2, value - 1]
+                options += [number for number in (value // 2, value - 1) if number >= least]
             if isinstance(value, tuple):
                 for place, entry in enumerate(value):
                     numbers = [1, entry // 2, entry - 1] if isinstance(entry, int) else [1]
