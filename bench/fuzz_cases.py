@@ -78,14 +78,17 @@ class ConvCase:
         """Cases one step simpler, those that leave out most first."""
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            flat = tuple(field.default[:1]) * len(self.kernel) if isinstance(field.default, tuple) else field.default
-            least = field.default if field.name in ("channels", "block") else flat
+            flat: Any = tuple(field.default[:1]) * len(self.kernel) if isinstance(field.default, tuple) else field.default
+            least: Any = field.default if field.name in ("channels", "block") else flat
             options = [least]
             if isinstance(value, int) and not isinstance(value, bool):
-                options += [number for number in (value // 2, value - 1) if number >= least]
+                options += [number for number in (value // 2, value - 1) if number >= int(least)]
             if isinstance(value, tuple):
                 for place, entry in enumerate(value):
-                    numbers = [1, entry // 2, entry - 1] if isinstance(entry, int) else [1]
+                    numbers = [1]
+                    if isinstance(entry, int):
+                        floor = flat[0] if isinstance(flat, tuple) and flat and isinstance(flat[0], int) else 1
+                        numbers = [n for n in (1, entry // 2, entry - 1) if floor <= n < entry]
                     options += [(*value[:place], number, *value[place + 1 :]) for number in numbers]
             for option in options:
                 if option != value:
