@@ -78,7 +78,9 @@ class ConvCase:
         """Cases one step simpler, those that leave out most first."""
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            flat: Any = tuple(field.default[:1]) * len(self.kernel) if isinstance(field.default, tuple) else field.default
+            flat: Any = (
+                tuple(field.default[:1]) * len(self.kernel) if isinstance(field.default, tuple) else field.default
+            )
             least: Any = field.default if field.name in ("channels", "block") else flat
             options = [least]
             if isinstance(value, int) and not isinstance(value, bool):
