@@ -344,7 +344,7 @@ def test_a_new_weight_of_a_linear_layer_is_seen(how: str) -> None:
         if how == "written":
             model.fc.weight.mul_(2)  # type: ignore[union-attr, operator]
         else:
-            model.fc.weight = nn.Parameter(2 * model.fc.weight, requires_grad=False)  # type: ignore[union-attr, operator]
+            model.fc.weight = nn.Parameter(2 * model.fc.weight, requires_grad=False)  # type: ignore[union-attr, operator, arg-type]
         assert not torch.allclose(model(x), before)
     assert_same(model, x)
 
