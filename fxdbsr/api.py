@@ -96,7 +96,8 @@ def convert(
     Args:
         model: prepared by `prepare`, as a whole or in parts, or an ordinary model whose weights hold blocks
             of zeros, also by `torch.nn.utils.prune`, `torch.ao.pruning` or a parametrization.
-        example_inputs: a tensor or a tuple of the model's arguments, for `tune`.
+        example_inputs: a tensor or a tuple of the model's arguments: the sizes that the rule goes by, and what `tune`
+            measures on.
         backend: "auto" takes for each layer the engine that a rule on shape and density expects to be fastest;
             "triton", "cpu" and "reference" pack every layer that they can and raise where they cannot run;
             "dense" calls torch's convs.

@@ -19,16 +19,16 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
 from fxdbsr.graph import GraphModule, TracedModule, called_module
 from fxdbsr.network.runner import Runner
-from fxdbsr.nn.packed import PackedConv, one_warning
+from fxdbsr.nn.changes import one_warning
+from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
 
 STATE = "_extra_state"  # torch's name for it
-_SCALARS = (
+_PACKED = (
     *("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad"),
-    "output_padding",
+    *("output_padding", "adds_residual", "input_size", "precision"),
 )
-_SEEN = ("adds_residual", "input_size", "precision")
 
 
 class ConvertedModule(TracedModule):
@@ -119,7 +119,7 @@ def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
     grids = {key: grid_record(getattr(layer, key)) for key in ("grid", "dense_grid") if hasattr(layer, key)}
     shared: dict[str, Any] = {"grids": grids, "kept_channels": getattr(layer, "kept_channels", "")}
     if isinstance(layer, PackedConv):
-        own = {key: getattr(layer, key) for key in (*_SCALARS, *_SEEN)}
+        own = {key: getattr(layer, key) for key in _PACKED}
         return {"kind": "PackedConv"} | own | shared
     if type(layer) in SCALED:
         return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared

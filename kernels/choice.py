@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cpu_cost
+from fxdbsr.kernels.compact import why_not_compact
 
 BACKENDS = ("auto", "triton", "cpu", "reference", "dense")
 TORCH = ("dense", "compact")  # what torch runs, whatever the device
@@ -89,12 +90,11 @@ def why_not(
     """Why `engine` cannot run this conv, as a sentence, or None where it can."""
     if engine in ("reference", *TORCH):
         return None
-    needed = "cuda" if engine == "triton" else "cpu"
     module = engine_module(engine)
     if module is None:
         return f"the {engine} engine is not installed"
-    if engine == "cpu" and device.type != needed:
-        return f"the {engine} engine needs {needed} tensors, the weights are on {device.type}"
+    if engine == "cpu" and device.type != "cpu":
+        return f"the cpu engine needs cpu tensors, the weights are on {device.type}"
     arguments = (grid, stride, padding, dilation, dtype)
     reason: str | None = module.why_not(*arguments, device) if engine == "triton" else module.why_not(*arguments)
     return reason
@@ -103,7 +103,7 @@ def why_not(
 def why_not_here(engine: str, case: Case) -> str | None:
     """`why_not` for `case`; compact is no candidate where every channel holds a block."""
     if engine == "compact":
-        return cpu_cost.why_not_compact(case.grid, case.crow_indices, case.col_indices)
+        return why_not_compact(case.grid, case.crow_indices, case.col_indices)
     return why_not(engine, case.grid, case.stride, case.padding, case.dilation, case.dtype, case.device)
 
 
@@ -118,14 +118,13 @@ def choose(backend: str, case: Case) -> Choice:
     if backend != "auto":
         reason = why_not_here(backend, case)
         return Choice(backend, "asked for") if reason is None else Choice("dense", reason)
-    engine = "triton" if case.device.type == "cuda" else "cpu"
-    reason = why_not_here(engine, case)
-    if engine == "triton":
+    if case.device.type == "cuda":
+        reason = why_not_here("triton", case)
         wins, why = (False, reason) if reason is not None else _triton_verdict(case)
         return Choice("triton" if wins else "dense", why)
-    candidates = [e for e in (engine, "compact", "dense") if (e != engine or not reason) and not why_not_here(e, case)]
-    cheapest, why = cpu_cost.cheapest(candidates, case)
-    return Choice(cheapest, f"{reason}; {why}" if reason and why else reason or why)
+    reasons = {engine: why_not_here(engine, case) for engine in ("cpu", "compact", "dense")}
+    cheapest, why = cpu_cost.cheapest([engine for engine, reason in reasons.items() if reason is None], case)
+    return Choice(cheapest, "; ".join(part for part in (reasons["cpu"], why) if part))
 
 
 def candidates(case: Case) -> dict[str, Choice]:

@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.compact import channels_with_blocks
 from fxdbsr.kernels.cpu_plan import work_by_height
 from fxdbsr.kernels.geometry import output_size
 
@@ -58,12 +55,12 @@ def microseconds(engine: str, case: Case) -> float:
         weights = min(work_by_height(grid, case.crow_indices, case.col_indices).values())
         read = grid.in_channels
         if grid.groups == 1:
-            read = len(kept_channels(grid, case.crow_indices, case.col_indices)[1])
+            read = len(channels_with_blocks(grid, case.crow_indices, case.col_indices)[1])
         moved = (inputs * read + outputs * grid.out_channels) * item
         return FIXED["cpu"] + weights * prod(grid.kernel_size) * pixels / RATE["cpu"] + moved * MOVE["cpu"]
     out, in_, extra = grid.out_channels, grid.in_channels, 0.0
     if engine == "compact":
-        rows, columns = kept_channels(grid, case.crow_indices, case.col_indices)
+        rows, columns = channels_with_blocks(grid, case.crow_indices, case.col_indices)
         extra += GATHER * item * inputs * len(columns) if len(columns) < in_ else 0.0
         extra += GATHER * item * outputs * (out + len(rows)) if len(rows) < out else 0.0
         out, in_ = len(rows), len(columns)
@@ -74,23 +71,3 @@ def microseconds(engine: str, case: Case) -> float:
 
 def _size(case: Case) -> tuple[int, ...]:
     return (max(case.size[0], 1), *case.size[1:]) if case.size else (1, *(SIDE,) * len(case.stride))
-
-
-def kept_channels(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Output channels and input channels that hold a block, of a conv with one group."""
-    rows = [range(*span) for span, count in zip(grid.rows(), crow_indices.diff().tolist(), strict=True) if count]
-    used = set(col_indices.tolist())
-    columns = [range(*span) for i, span in enumerate(grid.columns()) if i in used]
-    flat = [torch.tensor([c for span in spans for c in span], dtype=torch.int64) for spans in (rows, columns)]
-    return flat[0], flat[1]
-
-
-def why_not_compact(grid: BlockGrid, crow_indices: Tensor, col_indices: Tensor) -> str | None:
-    """Why a conv on the channels that hold a block is no candidate, as a sentence, or None where it is one."""
-    if grid.groups > 1:
-        return "channels of a grouped conv cannot be left out one by one"
-    rows, columns = kept_channels(grid, crow_indices, col_indices)
-    if not len(rows):
-        return "no channel holds a block"
-    whole = len(rows) == grid.out_channels and len(columns) == grid.in_channels
-    return "every channel holds a block" if whole else None

@@ -68,28 +68,6 @@ def conv(
     return activate(y if residual is None else y + residual, activation, negative_slope)
 
 
-def take_channels(x: Tensor, channels: Tensor, axis: int) -> Tensor:
-    """`x` at `channels` along `axis`; where channels lie last in memory, a copy of rows, which is many times faster."""
-    if x.stride(axis) != 1 or axis == x.dim() - 1:
-        return x.index_select(axis, channels)
-    last = x.movedim(axis, -1)
-    taken = last.reshape(-1, last.shape[-1]).index_select(1, channels)
-    return taken.view(*last.shape[:-1], len(channels)).movedim(-1, axis)
-
-
-def place_channels(y: Tensor, channels: Tensor, axis: int, others: Tensor) -> Tensor:
-    """`others [O]` everywhere, but for `y` at `channels` along `axis`; channels lie in memory as in `y`."""
-    last = y.movedim(axis, -1)
-    shape, number = last.shape[:-1], len(others)
-    others = others.to(y.dtype)
-    if y.stride(axis) == 1:
-        rows = last.reshape(-1, len(channels))
-        placed = others.expand(len(rows), number).contiguous().index_copy(1, channels, rows)
-        return placed.view(*shape, number).movedim(-1, axis)
-    whole = others.expand(*shape, number).movedim(-1, axis).contiguous()
-    return whole.index_copy(axis, channels, y)
-
-
 def _may_fuse(input: Tensor, residual: Tensor | None) -> bool:
     """True outside of compilers and gradients, with images to convolve."""
     tracked = torch.is_grad_enabled() and (input.requires_grad or (residual is not None and residual.requires_grad))

@@ -13,7 +13,7 @@ class Lowering:
     Args:
         backend: "auto", "triton", "cpu", "reference" or "dense".
         tune: measure engines instead of following the rule.
-        example_inputs: the model's arguments, for `tune`.
+        example_inputs: the model's arguments, for the sizes that the rule or `tune` goes by; () where not given.
     """
 
     backend: str = "auto"

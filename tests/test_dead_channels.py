@@ -213,6 +213,22 @@ def test_a_zero_channel_takes_its_gate_with_it() -> None:
     }
 
 
+class FactorOfFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.factor = conv(4, 8), nn.Linear(8, 4), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x).mean((2, 3)) * self.factor)
+        return out
+
+
+def test_a_parameter_with_one_axis_shrinks_with_the_features_that_it_scales() -> None:
+    found = converted(FactorOfFeatures(), X, rows={"a": [0]})
+    assert figures(found, X)["a"] == (4, 64, 16, 140)
+    assert [tuple(t.shape) for name, t in found.named_buffers() if "tensor" in name] == [(4,)]
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()

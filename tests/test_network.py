@@ -336,6 +336,35 @@ def test_new_tensors_are_seen(dtype: torch.dtype) -> None:
     assert_same(model, x)
 
 
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_a_new_weight_of_a_linear_layer_is_seen(how: str) -> None:
+    model, x = converted(Residual()), torch.randn(1, 3, 16, 16)
+    before = planned_call(model, x)
+    with torch.no_grad():
+        if how == "written":
+            model.fc.weight.mul_(2)  # type: ignore[union-attr, operator]
+        else:
+            model.fc.weight = nn.Parameter(2 * model.fc.weight, requires_grad=False)  # type: ignore[union-attr, operator, arg-type]
+        assert not torch.allclose(model(x), before)
+    assert_same(model, x)
+
+
+def test_a_model_without_inputs_runs_as_its_graph() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 32, 3)
+            self.register_buffer("x", torch.randn(1, 16, 5, 5))
+
+        def forward(self) -> Tensor:
+            result: Tensor = self.conv(self.x)
+            return result
+
+    model = converted(Constant())
+    expected = model.get_submodule("conv")(model.get_buffer("x"))
+    assert torch.equal(model(), expected)
+
+
 def test_a_layer_that_is_put_in_the_place_of_another_is_seen() -> None:
     model, x = converted(Residual()), torch.randn(1, 3, 16, 16)
     before = planned_call(model, x)

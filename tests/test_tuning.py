@@ -94,6 +94,17 @@ def test_another_density_is_measured_anew(folder: Path, monkeypatch: pytest.Monk
     assert len(timed) == len(files(folder)) == 2
 
 
+def test_layers_that_are_the_same_conv_once_lifted_are_measured_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = say_times(monkeypatch, lambda _: 1.0)
+    flat = fxdbsr.prepare(nn.Sequential(nn.Conv1d(8, 16, 3, padding=1)), 4)
+    planar = fxdbsr.prepare(nn.Sequential(nn.Conv2d(8, 16, (1, 3), padding=(0, 1))), 4)
+    fxdbsr.convert(flat, tune=True, example_inputs=X[:, :, 0])
+    fxdbsr.convert(planar, tune=True, example_inputs=X[:, :, :1])
+    assert len(timed) == len(files(folder)) == 2
+
+
 def test_the_key_holds_device_versions_geometry_dtype_and_density() -> None:
     layer = next(m for m in fxdbsr.convert(model(), example_inputs=X).modules() if isinstance(m, PackedConv))
     case = layer.case()

@@ -149,7 +149,7 @@ def _with_stored(op: Op, x: Value, position: int, facts: Facts) -> Value | None:
     if wide:
         facts.edits.append(CutStored(op.node, (position,), tensor, x.labels, axis))
     held = tensor.detach().double().cpu()
-    held = held.movedim(axis, -1).flatten(0, -2) if wide else held.reshape(-1, 1)
+    held = held.movedim(axis, -1).reshape(-1, tensor.shape[axis]) if wide else held.reshape(-1, 1)
     single = (held == held[:1]).all(0) & bool(len(held))
     number = torch.where(single, held[0] if len(held) else UNKNOWN, UNKNOWN).expand(len(x.labels))
     first, second = (x.constant, number) if op.args[0] is x else (number, x.constant)

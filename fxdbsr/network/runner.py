@@ -145,10 +145,9 @@ class Planned:
             if buffer.outside and node in self.first.operations:
                 image = self.first.images[node]
                 shape = (self.batch, *image.size, image.channels)
-                whole = made.setdefault(id(buffer), torch.empty(0)) if id(buffer) in made else None
-                if whole is None:
-                    whole = made[id(buffer)] = torch.empty(shape, dtype=self.first.dtype)
-                values[node] = image.tensor(whole)
+                if id(buffer) not in made:
+                    made[id(buffer)] = torch.empty(shape, dtype=self.first.dtype)
+                values[node] = image.tensor(made[id(buffer)])
         if self.chunk == self.batch:
             return self._part(self.batch, values)
         for start in range(0, self.batch, self.chunk):
@@ -186,11 +185,12 @@ class Runner:
         self.inputs = [node for node in nodes if node.op == "placeholder"]
         self.modules = {str(n.target): m for n in nodes if (m := called_module(n)) is not None}
         self.layers = [m for m in self.modules.values() if isinstance(m, PackedConv)]
+        self.linears = [m for m in self.modules.values() if type(m) is nn.Linear]  # plans hold copies of their weights
         self.owners = [(*owner_of(module, name), found) for name, found in self.modules.items()]
         self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
         foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
-        self.usable = not writes_input and not foreign
+        self.usable = bool(self.inputs) and not writes_input and not foreign
         self.state: Any = None
         self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
         self.plans: OrderedDict[Any, Planned] = OrderedDict()
@@ -226,7 +226,8 @@ class Runner:
         layouts = tuple(layout_of(x) for x in args)
         if None in layouts:
             return False, None
-        state = tuple((id(layer.values), id(layer.bias), layer.revision) for layer in self.layers)
+        packed = tuple((id(layer.values), id(layer.bias), layer.revision) for layer in self.layers)
+        state = (packed, tuple(version_of(linear.weight, linear.bias) for linear in self.linears))
         if state != self.state:
             self.state, self.plans = state, OrderedDict()
             self.dtype = next((layer.values.dtype for layer in self.layers if layer.engine == "cpu"), None)
@@ -258,14 +259,18 @@ class Runner:
         return Planned(Plan(graph, *options), self.modules)
 
     def _weights(self, layer: PackedConv | nn.Linear) -> Weights:
-        tensors = (layer.values, layer.bias) if isinstance(layer, PackedConv) else (layer.weight, layer.bias)
-        version = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+        version = version_of(layer.values if isinstance(layer, PackedConv) else layer.weight, layer.bias)
         if layer not in self.weights or self.weights[layer][0] != version:
             target = jit.host()
             assert target is not None
             found = conv_weights if isinstance(layer, PackedConv) else linear_weights
             self.weights[layer] = (version, found(layer, target))  # type: ignore[arg-type]
         return self.weights[layer][1]
+
+
+def version_of(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
+    """What changes when one of `tensors` is replaced or written in place."""
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[dict[str, nn.Module | None], str]:

@@ -26,12 +26,12 @@ def take_fastest(layer: PackedConv, arguments: tuple[Any, ...]) -> None:
     """Let `layer` run on the candidate with the lowest median time among those that are right on `arguments`.
 
     What was measured before on such a layer is taken where it still is a candidate and right. Where none is right
-    the layer stays as it is, and says so.
+    torch's own runs the layer, and the reason says so.
     """
     case = layer.case()
     choices = candidates(case)
     expected = arm(layer, "reference", {})(*arguments)
-    key = tuning.key_of(case, threads=torch.get_num_threads())
+    key = tuning.key_of(case, threads=torch.get_num_threads()) | {"layer": own_shape(layer)}
     known = tuning.recall(key)
     if known is not None and (choice := choices.get(known[0])) is not None:
         layer.use(choice.engine, f"measured before: {shown(known[1])}", choice.form)
@@ -46,6 +46,14 @@ def take_fastest(layer: PackedConv, arguments: tuple[Any, ...]) -> None:
     best = min(times, key=times.__getitem__)
     layer.use(choices[best].engine, f"measured: {shown(times)}", choices[best].form)
     tuning.keep(key, times)
+
+
+def own_shape(layer: PackedConv) -> list[int]:
+    """What tells `layer` from others that are the same conv once lifted, for torch runs each by its own function.
+
+    A transposed layer ends in 1, others in 0.
+    """
+    return [*layer.grid.weight_shape, int(layer.grid.transposed)]
 
 
 def arm(layer: PackedConv, engine: str, form: dict[str, Any]) -> PackedConv:

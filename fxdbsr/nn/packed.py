@@ -6,11 +6,7 @@ derives from them (tables, the dense weight) is made again from the state and ne
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import dense, ops
+from fxdbsr.kernels import compact, dense, ops
 from fxdbsr.kernels.choice import TORCH, Case, choose, engine_module
-from fxdbsr.kernels.cpu_cost import kept_channels
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
+from fxdbsr.nn.changes import one_warning
 from fxdbsr.nn.lift import lift_of
 
 
@@ -50,6 +46,8 @@ class PackedConv(nn.Module):
         input_size: images, height and width (of the lifted input) that conversion saw, or None; 0 images where
             only a forward before conversion was seen.
         precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
+        engine, reason: which engine runs the layer ("compact" and "dense" are torch's own), and why, as a sentence.
+        activation, negative_slope: of the epilogue; one of `fxdbsr.kernels.geometry.ACTIVATIONS`.
         form: what tuning found for the Triton engine, arguments of its `tables`.
     """
 
@@ -148,12 +146,12 @@ class PackedConv(nn.Module):
     def derive(self) -> None:
         """Make what the engine needs beyond the state: the dense weight, or the engine's tables."""
         self.revision += 1
-        packed = (self.values, self.crow_indices, self.col_indices)
         self._take_derived()
         if self.engine == "dense":
             derived = [dense.layout(self.weight().detach())]
         elif self.engine == "compact":
-            kept = [channels.to(self.values.device) for channels in kept_channels(self.grid, *packed[1:])]
+            found = compact.channels_with_blocks(self.grid, self.crow_indices, self.col_indices)
+            kept = [channels.to(self.values.device) for channels in found]
             derived = [self._compact_weight(*kept).detach().contiguous(), *kept]
         else:
             derived = self._pack()
@@ -285,12 +283,12 @@ class PackedConv(nn.Module):
         weight, rows, columns = self.derived()
         weight = self._compact_weight(rows, columns) if live else weight
         axis = 1 if self.grid.kernel_size else x.dim() - 1
-        x = dense.take_channels(x, columns, axis) if len(columns) < self.grid.in_channels else x
+        x = compact.take_channels(x, columns, axis) if len(columns) < self.grid.in_channels else x
         y = torch_layer(x, weight, None if self.bias is None else self.bias[rows], self)
         if len(rows) == self.grid.out_channels:
             return y
         others = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
-        return dense.place_channels(y, rows, axis, others)
+        return compact.place_channels(y, rows, axis, others)
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
         """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
@@ -341,39 +339,17 @@ class PackedConv(nn.Module):
         )
 
 
-_changes: ContextVar[list[str] | None] = ContextVar("changes", default=None)
-
-
-@contextmanager
-def one_warning() -> Iterator[list[str]]:
-    """Collect the changes of engines inside, and warn of them together when the outermost such block ends."""
-    changes = _changes.get()
-    if changes is not None:
-        yield changes
-        return
-    changes = []
-    token = _changes.set(changes)
-    try:
-        yield changes
-    finally:
-        _changes.reset(token)
-    if changes:
-        kinds = "; ".join(f"{number} {change}" for change, number in Counter(changes).items())
-        warnings.warn(f"fxdbsr: layers change their engine with dtype and device: {kinds}", stacklevel=5)
-
-
 def torch_layer(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv) -> Tensor:
     """`x` through the function of torch that `layer` stands for, with `weight` as stored; the groups are `layer`'s."""
-    axes, grid = len(layer.stride), layer.grid
+    grid = layer.grid
     if not grid.kernel_size:
         return F.linear(x, weight, bias)
-    geometry = (layer.stride, layer.padding)
-    y: Tensor
-    if grid.transposed:
-        back: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
-        y = back(x, weight, bias, *geometry, layer.output_padding or 0, grid.groups, layer.dilation)
-    else:
-        y = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, *geometry, layer.dilation, grid.groups)
+    if not grid.transposed:
+        geometry = (layer.stride, layer.padding, layer.dilation, grid.groups)
+        return dense.conv(x, weight, bias, None, *geometry, "none", 0.0)
+    back: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(layer.stride) - 1]
+    padding = (layer.padding, layer.output_padding or 0)
+    y: Tensor = back(x, weight, bias, layer.stride, *padding, grid.groups, layer.dilation)
     return y
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxdbsr.kernels.dense import place_channels, take_channels
+from fxdbsr.kernels.compact import place_channels, take_channels
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
