@@ -1,6 +1,6 @@
 """The poster's figure with our runs: error against the parameters and the MACs that are left.
 
-python -m bench.accuracy figure FILE --png bench/results/accuracy_generated.png
+`python -m bench.accuracy publish` draws it into docs/images.
 """
 
 from __future__ import annotations

@@ -5,16 +5,17 @@ Options of `Setting.options` (defaults in brackets):
 * scales [True]: trainable block scales; False applies a lead to the baseline.
 * scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
 * score ["l2"]: "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
-  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "l2";
-  "within" divides "l2" by the mean square of the layer's scales, "share" by the mean of the layer's scores.
+  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "l2".
 * clean [False]: blocks whose inputs are all constant, or whose outputs nobody reads, go first.
+* retrain [False]: the masks found are given to a new net with scales, which trains for as many epochs again.
 * measured [False]: how much each layer gives is decided by the loss that it costs, measured on a batch (NetAdapt,
   Yang et al., ECCV 2018); the score ranks within layers only.
 * shrink [0]: how far a penalty moves every scale towards 0 before the first ranking.
 * growth [0]: at each ranking this share of the kept blocks is chosen by the gradient of the weight that they would
   have instead (RigL, Evci et al., ICML 2020).
 * cycles [0]: between `begin` and `end` phases without and with masks take turns, this many of each (AC/DC, Peste et
-  al., NeurIPS 2021); masked blocks go on from zero weights where `restart` [True].
+  al., NeurIPS 2021), at the whole sparsity, or rising to it where `ramp` [False]; masked blocks go on from zero weights
+  where `restart` [True].
 * order [0]: how often the channels are reordered between `begin` and `end` (`bench/accuracy_order.py`).
 * dense [0]: the share of the epochs in which a dense net is trained first, over a learning-rate cycle of its own.
 * distill [0]: weight of the distillation from that net (Hinton et al., 2015; temperature 2).
@@ -103,7 +104,6 @@ class LeadSchedule(BlockSchedule):
         self._images, self._labels = data.train_images[:BATCH], data.train_labels[:BATCH]
         self._fisher = [torch.zeros(layer.grid.shape) for layer in self.layers]
         self._live = LivePaths(model) if setting.option("clean", False) else None
-        self.gains: list[float] = []
         self._kept = [float(cost.sum()) for cost in self.costs]
         if setting.option("measured", False) or setting.option("growth", 0.0):
             self.interval = max(1, round((setting.end - setting.begin) * steps / 40))
@@ -151,17 +151,14 @@ class LeadSchedule(BlockSchedule):
             return
         assert self.setting.sparsity is not None
         due = self.setting.sparsity * (1 - (1 - (step - first) / (last - first)) ** 3)
-        aim = self.setting.sparsity if self.setting.option("order_aim", "end") == "end" else due
+        costs, sizes = torch.cat(self.costs), [len(cost) for cost in self.costs]
+        gone_in_end = self.setting.sparsity * float(costs.sum())
 
         def keep(scores: list[Tensor]) -> list[Tensor]:
-            off = lowest(
-                torch.cat(scores), torch.cat(self.costs), [len(s) for s in scores],
-                aim * float(torch.cat(self.costs).sum()), self.survives,
-            )  # fmt: skip
-            return list((~off).split_with_sizes([len(s) for s in scores]))
+            off = lowest(torch.cat(scores), costs, sizes, gone_in_end, self.survives)
+            return list((~off).split_with_sizes(sizes))
 
-        gain = self._order.improve_(keep)
-        self.gains.append(gain)
+        self._order.improve_(keep)
         self.mask_lowest(due)
 
     @torch.no_grad()
@@ -192,13 +189,6 @@ class LeadSchedule(BlockSchedule):
                 (f.flatten() / layer.grid.numel().flatten() * w).sqrt()
                 for f, layer, w in zip(self._fisher, self.layers, plain, strict=True)
             ]
-        if kind == "within":
-            return [
-                s / layer.scale[layer.mask].square().mean().clamp_min(1e-12).cpu()
-                for s, layer in zip(super().scores(), self.layers, strict=True)
-            ]
-        if kind == "share":
-            return [s / s.mean() for s in super().scores()]
         if kind == "explained":
             return self._explained()
         return super().scores()

@@ -14,7 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_plans import SEEDS
+from bench.accuracy_plans import PLANS, SEEDS
 from bench.accuracy_records import Record, changes, key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
 from bench.accuracy_training import Setting
@@ -91,6 +91,16 @@ def parameters(data: str) -> str:
         for arm, line in picked.items()
     ]
     return _pipe(table, heads)
+
+
+def progress() -> str:
+    """How many runs of each plan the result files hold."""
+    done = {key(record) for file in RESULTS.glob("accuracy_*.jsonl") for record in read(file)}
+    table = []
+    for name, plan in PLANS.items():
+        wanted = {key_of(setting) for setting in plan()}
+        table.append([f"`{name}`", str(plan.__doc__), f"{len(wanted & done)} of {len(wanted)}"])
+    return _pipe(table, ["plan", "what it runs", "runs done"])
 
 
 def penalty(data: str) -> str:
@@ -240,6 +250,7 @@ def figure(data: str, what: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "figure": lambda: figure("generated", "Error against MACs and parameters left, and the poster's curves"),
     "digits_figure": lambda: figure("digits", "The same on the digits"),
+    "progress": progress,
     "summary": lambda: summary("generated"),
     "accuracies": lambda: accuracies("generated"),
     "differences": lambda: differences("generated"),

@@ -37,7 +37,7 @@ def tune() -> Iterator[Setting]:
 
 
 def tune_schedule() -> Iterator[Setting]:
-    """When blocks go, and what a MAC counts, with the learning rate and weight decay found best."""
+    """When blocks go, and what a MAC counts, with the plain learning rate and weight decay."""
     for power in (0.25, 0.75):
         for arm in ("scaled", "gradual", "once"):
             yield tuning(arm, 0.9, TUNING_SEEDS[0], power=power)

@@ -1,4 +1,7 @@
-"""What might beat gradual block pruning, each with what we expected of it, written down before it ran.
+"""What might beat gradual block pruning, each with what we expected of it, written down before it ran as a trial.
+
+The list came after a first look at many ideas with an untuned learning rate (bench/results/accuracy_first_look.jsonl),
+so what is expected is not blind to that.
 
 A trial is fxdbsr's default with `changes` and `options`, against gradual global block-magnitude pruning; what is in
 `shared` and `shared_options` holds for both. Trials run on other images and seeds than those reported; what wins

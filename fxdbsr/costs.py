@@ -55,7 +55,3 @@ class Costs:
         costs = self.of(kind)
         kept = sum(float(c[layer.alive().cpu()].sum()) for c, layer in zip(costs, self.layers, strict=True))
         return 1 - kept / sum(float(c.sum()) for c in costs)
-
-    def forget(self) -> None:
-        """Count anew."""
-        self._found.clear()

@@ -15,7 +15,7 @@ from fxdbsr.scales import check_cost, check_fraction
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of a `Sparsifier`, as `Plan.of` has checked them; steps count from 1."""
+    """The options of a `Sparsifier`, as `Plan.checked` has found them good; steps count from 1."""
 
     target: float | None
     gamma: float | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,17 @@ from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Setting("scaled", 0, 0.6, width=8, epochs=2, batch=32)
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(data: str, draw: int = 0) -> ImageSet:
         return load_generated(256, 200, size=16, difficulty=0.2, shapes=6, textures=4, seed=draw)
 
     for module in ("training", "schedule", "channels", "leads"):
         monkeypatch.setattr(f"bench.accuracy_{module}.load", load)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def setting_of(arm: str) -> Setting:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import fxdbsr
 from fxdbsr import demo, digits
 from fxdbsr.cli import main
 from fxdbsr.images import ImageSet
@@ -20,7 +19,6 @@ KEYS = [
     "dense_accuracy", "accuracy", "sparsity", "macs_dense", "macs", "layers_packed", "max_abs_error",
     "seconds",
 ]  # fmt: skip
-needs_report = pytest.mark.skipif(not hasattr(fxdbsr, "report"), reason="fxdbsr.report is not there")
 
 
 def parsed(*argv: str) -> argparse.Namespace:
@@ -42,7 +40,6 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "load_digits", load)
 
 
-@needs_report
 @pytest.mark.parametrize("mode", [("--target", "0.5"), ("--gamma", "1.0")])
 @pytest.mark.usefixtures("few_digits")
 def test_one_epoch_writes_figures_and_picture(
@@ -66,7 +63,6 @@ def test_one_epoch_writes_figures_and_picture(
     assert "epoch  1 of 1" in printed.err
 
 
-@needs_report
 @pytest.mark.usefixtures("few_digits")
 def test_a_seed_gives_the_same_figures_again(tmp_path: Path) -> None:
     found = []

@@ -5,31 +5,30 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning and Accelerate are theirs
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # those of Lightning and Accelerate are theirs
+]
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs an example as the command line would; what it prints."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def started(name: str, *options: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *options])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out
 
-    yield started
-    torch.set_num_threads(threads)
+    return started
 
 
 def sparsity(printed: str) -> float:

@@ -10,7 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,15 @@ from fxdbsr.digits import load_digits
 from fxdbsr.training import checkpoint, load_trained
 from fxdbsr.training.arguments import read_recipe, recipes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPTS = Path(__file__).parent / "scripts"
 TINY = ("--model", "tiny:net", "--block", "8x8", "--lr", "0.05")
 
 
 @pytest.fixture(autouse=True)
-def in_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where `tiny` can be imported, and one thread."""
+def in_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `tiny` can be imported."""
     monkeypatch.chdir(SCRIPTS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
