@@ -128,7 +128,7 @@ def attempt(case: Case, setting: Setting, records: Records) -> dict[str, Any]:
 
 
 def compile_kernels(options: argparse.Namespace) -> None:
-    """Fill Triton's cache for the layers asked for."""
+    """Fill Triton's cache with the planner's choice for the layers asked for."""
     if options.ahead <= 0 or not set(options.part) & {*OF_LAYERS, "models"}:
         return
     from bench.gpu_ahead import compile_ahead
@@ -139,7 +139,7 @@ def compile_kernels(options: argparse.Namespace) -> None:
     for model in (m for m in options.model if m in MODELS[:3]):
         found = [conv for conv in convs(model) if conv.channels // conv.groups >= 32]
         for dtype, block, sparsity in product(options.dtype, options.block, options.sparsity):
-            jobs += [(conv, dtype, options.batch[0], block, sparsity, False) for conv in found]
+            jobs += [(conv, dtype, options.batch[0], block, sparsity) for conv in found]
     started = time.monotonic()
     failed = compile_ahead(jobs, 10 * major + minor, options.ahead)
     print(f"compiled ahead in {time.monotonic() - started:.0f} s", *failed[:5], sep="\n", flush=True)

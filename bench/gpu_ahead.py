@@ -18,8 +18,7 @@ import torch
 from bench.gpu_convs import Conv, Problem, chosen
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 
-# conv, dtype, batch, block, sparsity, every form or the planner's choice
-Job = tuple[Conv, str, int, str, int, bool]
+Job = tuple[Conv, str, int, str, int]  # conv, dtype, batch, block, sparsity
 
 
 class NoDriver:
@@ -54,22 +53,18 @@ def only_compile(capability: int) -> None:
 
 
 def compile_job(job: Job) -> str | None:
-    """Compile the kernels of one conv; what went wrong, or None."""
-    from fxdbsr.kernels.triton_tune import candidates
-
-    conv, dtype, batch, block, sparsity, every = job
+    """Compile the kernel that the planner takes for one conv; what went wrong, or None."""
+    conv, dtype, batch, block, sparsity = job
     torch.set_num_threads(1)
     try:
         set_precision(dtype)
         cpu = torch.device("cpu")
         layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
         problem = Problem.of(replace(layer, batch=1), cpu, 1)
-        forms = candidates(replace(layer, allow_3xtf32=True), cpu, 0).values() if every else [chosen(layer, cpu)]
         x, residual = (None if t is None else t.to("meta").repeat(batch, 1, 1, 1) for t in problem.inputs[0])
         assert x is not None
-        for form in forms:
-            run = problem.sparse(on=torch.device("meta"), **form)
-            run(x.contiguous(memory_format=torch.channels_last), residual)
+        run = problem.sparse(on=torch.device("meta"), **chosen(layer, cpu))
+        run(x.contiguous(memory_format=torch.channels_last), residual)
     except Exception as error:
         return f"{conv.name} {dtype} {block} {sparsity} %: {type(error).__name__}: {error}"
     return None

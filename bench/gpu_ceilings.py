@@ -103,17 +103,15 @@ def taps(setting: Setting) -> dict[str, Any]:
 
 
 def reach(setting: Setting) -> dict[str, Any]:
-    """Facts of the compiled tiles of 16 bits and tf32 for this GPU, from the compiler at hand."""
-    from fxdbsr.kernels.triton_offline import compile_gather, shipped
+    """Facts of the tiles of 16 bits and tf32, compiled for sm_90 by the compiler at hand."""
+    from fxdbsr.kernels.triton_offline import shipped
 
     if setting.rehearse:
         return {}
     found = {}
     for entry in shipped("cuda:90", ("3x3",)):
         if entry.kernel == "gather" and entry.precision in ("16", "tf32"):
-            facts = compile_gather(
-                entry.tile, entry.precision, "fp16" if entry.precision == "16" else "fp32", "3x3", "cuda:90"
-            )
+            facts = entry.compile()
             found[str(entry)] = [facts.matrix, facts.registers, facts.spills, entry.faults(facts)]
     return {"tiles": found}
 

@@ -108,7 +108,7 @@ class Problem:
         """Random tensors; `sets` inputs, 0: as many as exceed the L2."""
         generator = torch.Generator(device).manual_seed(0)
         grid = layer.grid
-        spatial = output_size(layer.size, grid.kernel_size, layer.stride, layer.padding, layer.dilation)
+        spatial = output_size(layer.size, grid.kernel_size, *layer.geometry)
         keep = torch.tensor([[mask >> c & 1 for c in range(grid.shape[1])] for mask in layer.columns], dtype=torch.bool)
 
         def random(*shape: int) -> Tensor:
@@ -127,10 +127,6 @@ class Problem:
         packed = grid.pack(weight, keep.to(device))
         return cls(layer, inputs, weight.contiguous(memory_format=torch.channels_last), bias, packed)
 
-    @property
-    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        return self.layer.stride, self.layer.padding, self.layer.dilation
-
     def in_turn(self, function: Callable[[Tensor, Tensor | None], Any]) -> Callable[[], Any]:
         """A function without arguments that takes the next of the inputs at every call."""
         turn = cycle(self.inputs)
@@ -139,24 +135,24 @@ class Problem:
     def eager(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """cuDNN's conv, then add and activation, as PyTorch runs them."""
         w, b = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        y = F.conv2d(x, w, b, *self.geometry, self.layer.grid.groups)
+        y = F.conv2d(x, w, b, *self.layer.geometry, self.layer.grid.groups)
         return reference.activate(y if residual is None else y + residual, self.layer.activation)
 
     def fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """What a dense layer of a converted model runs."""
-        rest = (*self.geometry, self.layer.grid.groups, self.layer.activation, 0.0)
+        rest = (*self.layer.geometry, self.layer.grid.groups, self.layer.activation, 0.0)
         return dense.conv(x, self.weight, self.bias, residual, *rest)
 
     def sparse(self, on: torch.device | None = None, **form: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The engine, with tables made by `form`, moved to the device `on`."""
         layer, grid = self.layer, self.layer.grid
-        tables = engine.tables(grid, *self.packed, *self.geometry, **form)
+        tables = engine.tables(grid, *self.packed, *self.layer.geometry, **form)
         moved = [tensor.to(on or tensor.device) for tensor in (*self.packed, self.bias, *tables)]
         values, crow, col, bias = moved[:4]
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             sizes = (grid.in_channels, grid.out_channels)
-            rest = (*sizes, *self.geometry, grid.groups, layer.activation, 0.0)
+            rest = (*sizes, *self.layer.geometry, grid.groups, layer.activation, 0.0)
             return engine.conv(x, values, crow, col, bias, residual, moved[4:], *rest)
 
         return run
@@ -187,7 +183,7 @@ def chosen(layer: Layer, device: torch.device) -> dict[str, Any]:
 
 def estimate(layer: Layer) -> dict[str, Any]:
     """What the roofline of an H200 says of a layer, microseconds, and the planner's choice with its reason."""
-    unable = engine.why_not(layer.grid, *layer_geometry(layer), layer.dtype, torch.device("cuda"))
+    unable = engine.why_not(layer.grid, *layer.geometry, layer.dtype, torch.device("cuda"))
     if unable is not None:
         fastest = library_seconds(layer)
         return {
@@ -208,7 +204,3 @@ def estimate(layer: Layer) -> dict[str, Any]:
         },
         "ceiling": round(choice.ceiling, 2),
     }
-
-
-def layer_geometry(layer: Layer) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    return layer.stride, layer.padding, layer.dilation

@@ -153,13 +153,13 @@ def host(name: str, dtype: str, setting: Setting) -> dict[str, Any]:
     return {"waits": 0}
 
 
-CHECKS = {"repeats": repeats, "streams": streams, "graph": graph, "compile": compiled, "host": host}
+CHECKS = {"host": host, "graph": graph, "streams": streams, "repeats": repeats, "compile": compiled}  # quick ones first
 OF_A_LAYER = ("repeats", "streams")
 
 
 def cases(options: Any) -> Iterator[Case]:
-    """Every check, the quick ones first."""
-    for check, dtype in product(("host", "graph", "streams", "repeats", "compile"), options.dtype):
+    """Every check in every dtype asked for."""
+    for check, dtype in product(CHECKS, options.dtype):
         for name in CONVS if check in OF_A_LAYER else ("network",):
             yield _case(check, name, dtype)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_convs import Conv, Problem, chosen, convs, estimate, layer_geometry
+from bench.gpu_convs import Conv, Problem, chosen, convs, estimate
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels import triton as engine
 from fxdbsr.kernels.triton_device import device_of
@@ -67,11 +67,11 @@ def _measure_forms(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
         runs[name] = run
     if found or part == "correctness":
         return {"wrong": found} if found else {"right": list(runs)}
-    timed = setting.times({name: problem.in_turn(run) for name, run in runs.items()}, str(choose(layer).form))
+    taken = str(choose(layer, device_of(setting.device)).form)
+    timed = setting.times({name: problem.in_turn(run) for name, run in runs.items()}, taken)
     if not setting.rehearse:
         medians = {name: timed[f"us {name}"][1] for name in runs if "3xTF32" not in name}
         best = min(medians, key=lambda name: medians[name])
-        taken = str(choose(layer, device_of(setting.device)).form)
         timed |= {"best": best, "chosen": taken, "chosen over best": round(medians[taken] / medians[best], 4)}
     return timed
 
@@ -111,7 +111,7 @@ def case(
     kept = 1 - sparsity / 100
     layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], kept)
     run = conv.small().layer(2, DTYPES[dtype], BLOCKS[block], kept) if small else layer
-    reason = engine.why_not(layer.grid, *layer_geometry(layer), layer.dtype, torch.device("cuda"))
+    reason = engine.why_not(layer.grid, *layer.geometry, layer.dtype, torch.device("cuda"))
     possible = reason is None and not (part == "bsr" and (conv.kernel != (1, 1) or conv.stride != (1, 1)))
 
     def measured(setting: Setting) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ def _as_arguments(
     conv: Conv, dtype: str, batch: int, block: str, sparsity: int, calls: int, form: dict[str, Any]
 ) -> list[str]:
     settings = [dtype, batch, block, sparsity, calls, form]
-    return [json.dumps({**conv.__dict__}), json.dumps(settings)]
+    return [json.dumps(asdict(conv)), json.dumps(settings)]
 
 
 def run_once(conv_text: str, settings_text: str) -> None:
@@ -118,7 +118,7 @@ def run_once(conv_text: str, settings_text: str) -> None:
     layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problem = Problem.of(layer, device, 1)
-    run = problem.sparse(**(form or chosen(replace(layer), device)))
+    run = problem.sparse(**(form or chosen(layer, device)))
     for _ in range(calls):
         run(*problem.inputs[0])
 

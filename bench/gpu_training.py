@@ -66,7 +66,6 @@ def measure(model: str, dtype: str, compile: bool, setting: Setting) -> dict[str
         "ratio": [round(value, 4) for value in quantiles(ratios)],
         "ms dense": [round(value, 3) for value in quantiles([t for a, _, _, d in rounds for t in (a, d)])],
         "ms prepared": [round(value, 3) for value in quantiles([t for _, b, c, _ in rounds for t in (b, c)])],
-        "peak GB": round(torch.cuda.max_memory_allocated() / 1e9, 2),
     }
 
 

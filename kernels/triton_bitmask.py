@@ -9,9 +9,9 @@ column of blocks at one tap, BK = the block's width; blocks of 32 or 64 a side t
 
     x         [N, H, W, C]       channels last
     entries   [steps + 1]        int32: channel | r << 24 | s << 27
-    pointers  [unions + 1]       int32: first step of each union of ROWS rows
+    pointers  [unions + 1]       int32: first step of each union of four rows
     weights   [tiles, BO, BK]    dtype of x; the stored blocks, tap by tap, in the order of their visits
-    outputs   [unions, ROWS*BO]  int32: output channel of each lane, O or more where there is none
+    outputs   [unions, 4*BO]     int32: output channel of each lane, O or more where there is none
     blocks    [steps + 1]        int32: first tile of the step << 4 | bit g set where row g has a block
 
 A product under a branch is pipelined only where the loop itself asks for stages.
@@ -20,6 +20,7 @@ A product under a branch is pipelined only where the loop itself asks for stages
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -29,8 +30,6 @@ from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_epilogue import finish_lanes
 from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, tap_inside
-
-ROWS = 4
 
 
 @triton.jit
@@ -138,6 +137,18 @@ def bitmask_kernel(
     )  # fmt: skip
 
 
+def constants(tile: Tile, precision: str) -> dict[str, Any]:
+    """The kernel's constants that follow from the tile; `precision` is one of `triton_configs.PRECISIONS`."""
+    return {
+        "BM": tile.pixels,
+        "BN": tile.outputs,
+        "BK": tile.depth,
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "CACHE": tile.cache,
+        "STAGES": tile.stages,
+    }
+
+
 def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> None:
     """Fill `call.output`; `precision` is one of `triton_configs.PRECISIONS`."""
     entries, pointers, weights, outputs, blocks = tables
@@ -154,11 +165,7 @@ def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> 
         unions,
         float(call.negative_slope),
         **call.constants(),
-        BM=tile.pixels,
-        BN=tile.outputs,
-        BK=tile.depth,
-        PRECISION="tf32" if precision == "tf32" else "ieee",
-        CACHE=tile.cache,
-        STAGES=tile.stages,
+        **constants(tile, precision),
         num_warps=tile.warps,
+        num_stages=tile.stages,
     )

@@ -18,7 +18,7 @@ from fxdbsr.kernels.triton_configs import BITMASK, Tile, bitmask_tile, default_t
 from fxdbsr.kernels.triton_cost import bitmask_clocks, fixed_clocks, gather_clocks
 from fxdbsr.kernels.triton_device import Device
 from fxdbsr.kernels.triton_plan import choose_depth, lanes
-from fxdbsr.kernels.triton_rows import Row, split_rows, unions, visits
+from fxdbsr.kernels.triton_rows import Row, spans, split_rows, unions, visits
 
 ROWS = (1, 2, 4)
 BITMASK_ROWS = 4
@@ -106,11 +106,7 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
 
 def reduction(grid: BlockGrid, members: Sequence[Row]) -> int:
     """Products that a union of these rows forms for each output, before padding to whole steps."""
-    mask = 0
-    for row in members:
-        mask |= row.columns
-    spans = enumerate(grid.columns())
-    return prod(grid.kernel_size) * sum(stop - start for c, (start, stop) in spans if mask >> c & 1)
+    return prod(grid.kernel_size) * sum(stop - start for _, start, stop in spans(grid, members))
 
 
 def step_clocks(form: Form, work: Work, tile: Tile, taps: int, device: Device) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -45,6 +44,11 @@ class Layer:
         return precision_of(self.dtype)
 
     @property
+    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Stride, padding, dilation."""
+        return self.stride, self.padding, self.dilation
+
+    @property
     def density(self) -> float:
         """Share of the blocks that are kept."""
         rows, columns = self.grid.shape
@@ -53,7 +57,7 @@ class Layer:
     @property
     def pixels(self) -> int:
         """Output pixels, N*P*Q."""
-        spatial = output_size(self.size, self.grid.kernel_size, self.stride, self.padding, self.dilation)
+        spatial = output_size(self.size, self.grid.kernel_size, *self.geometry)
         return self.batch * prod(spatial)
 
     @property
@@ -89,12 +93,7 @@ def random_columns(grid: BlockGrid, density: float, seed: int = 0) -> tuple[int,
         raise ValueError(f"density: expected 0 to 1, got {density}")
     rows, columns = grid.shape
     kept = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))
-    return masks(grid, kept[: round(density * rows * columns)].tolist())
-
-
-def masks(grid: BlockGrid, kept: Sequence[int]) -> tuple[int, ...]:
-    """Bit masks of columns from the numbers of kept blocks, counted row by row."""
-    found = [0] * grid.shape[0]
-    for block in kept:
-        found[block // grid.shape[1]] |= 1 << block % grid.shape[1]
+    found = [0] * rows
+    for block in kept[: round(density * rows * columns)].tolist():
+        found[block // columns] |= 1 << block % columns
     return tuple(found)

@@ -63,16 +63,13 @@ class Shipped:
         dtype = dtype or DTYPES[self.precision][0]
         arguments = (self.tile, self.precision, dtype, self.geometry, self.target)
         if self.kernel == "bitmask":
-            return compile_bitmask(*arguments)
+            return compile_bitmask(*arguments, **changes)
         return compile_gather(*arguments, lanes=self.lanes, **changes)
 
     def faults(self, facts: Facts) -> list[str]:
         """What is wrong with it, in sentences."""
-        matrix = MATRIX[self.target][0]
-        if self.precision == "3xtf32" or (self.tile.weights_first and self.tile.outputs < 64):
-            matrix = MATRIX[self.target][-1]  # mma.sync
-        if self.precision == "3xtf32" and not self.tile.weights_first:
-            matrix = MATRIX[self.target][0]
+        synchronous = self.tile.weights_first and (self.precision == "3xtf32" or self.tile.outputs < 64)
+        matrix = MATRIX[self.target][-1 if synchronous else 0]  # mma.sync, or the fastest
         cached = self.tile.cache == ".ca"
         look_ups = 2 if self.kernel == "bitmask" else 1
         return faults(facts, self.precision, self.tile.copy, cached, look_ups, matrix)
@@ -139,18 +136,14 @@ def compile_gather(
     return compile_kernel(triton_gather.gather_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target)
 
 
-def compile_bitmask(tile: Tile, precision: str, dtype: str, geometry: str, target: str) -> Facts:
+def compile_bitmask(tile: Tile, precision: str, dtype: str, geometry: str, target: str, **changes: Any) -> Facts:
     """`bitmask_kernel` compiled for `target`; arguments as in `compile_gather`."""
     constants = {
         **GEOMETRIES[geometry],
         **UNIT,
         **EPILOGUE,
-        "BM": tile.pixels,
-        "BN": tile.outputs,
-        "BK": tile.depth,
-        "PRECISION": "tf32" if precision == "tf32" else "ieee",
-        "CACHE": tile.cache,
-        "STAGES": tile.stages,
+        **triton_bitmask.constants(tile, precision),
+        **changes,
     }
     pointers = _pointers(dtype, "blocks")
     return compile_kernel(triton_bitmask.bitmask_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_forms import Form, reduction
 from fxdbsr.kernels.triton_plan import Choice, choose_depth, lanes, power_of_two_divisor
-from fxdbsr.kernels.triton_rows import Row, column_masks, columns_of, split_rows, unions
+from fxdbsr.kernels.triton_rows import Row, column_masks, spans, split_rows, unions
 
 PADDING = 7 << 24 | 7 << 27
 
@@ -73,12 +73,6 @@ def output_lanes(grid: BlockGrid, joined: Sequence[Sequence[Row]], most: int) ->
     return lane
 
 
-def _spans(grid: BlockGrid, members: Sequence[Row]) -> list[tuple[int, int, int]]:
-    """(column, first channel, end) of every column that the union visits, channels counted within the group."""
-    mask = columns_of(members)
-    return [(c, start, stop) for c, (start, stop) in enumerate(grid.columns()) if mask >> c & 1]
-
-
 def _weights(
     grid: BlockGrid,
     members: Sequence[Row],
@@ -96,7 +90,7 @@ def _weights(
     for row in members:
         present = {col[i]: i for i in range(crow[row.block_row], crow[row.block_row + 1])}
         at = 0
-        for c, start, stop in _spans(grid, members):
+        for c, start, stop in spans(grid, members):
             size = taps * (stop - start)
             if c in present:
                 block = blocks[present[c], row.skip : row.skip + row.height, :, :, : stop - start]
@@ -112,7 +106,7 @@ def _entries(grid: BlockGrid, members: Sequence[Row], steps: int, depth: int, wi
     first = members[0].group * (grid.in_channels // grid.groups)
     words = [
         first + channel | r << 24 | s << 27
-        for _, start, stop in _spans(grid, members)
+        for _, start, stop in spans(grid, members)
         for r in range(R)
         for s in range(S)
         for channel in range(start, stop, width)

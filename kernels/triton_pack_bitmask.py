@@ -16,7 +16,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_forms import Form
 from fxdbsr.kernels.triton_pack import output_lanes, round_to_tf32
 from fxdbsr.kernels.triton_plan import Choice
-from fxdbsr.kernels.triton_rows import column_masks, columns_of, split_rows, unions
+from fxdbsr.kernels.triton_rows import column_masks, spans, split_rows, unions
 
 
 def pack_bitmask(
@@ -39,12 +39,11 @@ def pack_bitmask(
         for row in members:
             stored = range(crow[row.block_row], crow[row.block_row + 1])
             present.append({col[i]: i for i in stored})
-        mask = columns_of(members)
-        for c in (c for c in range(mask.bit_length()) if mask >> c & 1):
+        for c, start, _ in spans(grid, members):
             taken = [(g, where[c]) for g, where in enumerate(present) if c in where]
             bits = sum(1 << g for g, _ in taken)
             for tap in range(R * S):
-                first = members[0].group * channels + c * bc
+                first = members[0].group * channels + start
                 entries.append(first | tap // S << 24 | tap % S << 27)
                 blocks.append(len(order) << 4 | bits)
                 order += [block * R * S + tap for _, block in taken]

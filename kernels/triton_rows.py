@@ -93,6 +93,12 @@ def cluster(rows: Sequence[Row], size: int, swaps: int = 2000) -> list[list[Row]
     return sets
 
 
+def spans(grid: BlockGrid, members: Sequence[Row]) -> list[tuple[int, int, int]]:
+    """(column, first channel, end) of every column that the union visits, channels counted within the group."""
+    mask = columns_of(members)
+    return [(c, start, stop) for c, (start, stop) in enumerate(grid.columns()) if mask >> c & 1]
+
+
 def visits(members: Sequence[Row]) -> int:
     """Columns that a union of these rows visits."""
     return columns_of(members).bit_count()

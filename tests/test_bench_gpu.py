@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import gpu, gpu_convs, gpu_first, gpu_plan, inspect_kernels
+from bench import gpu, gpu_convs, gpu_first, gpu_layers, gpu_models, gpu_plan, inspect_kernels
 from bench.gpu_convs import Conv
 from bench.gpu_hazards import CONVS
 from bench.gpu_networks import deadline, live_mask
@@ -32,12 +32,8 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two convs stand for every network; switches that the bench sets are put back."""
     listed = {CONVS["1x1"]: 2, CONVS["3x3"]: 1}
-    for module in (gpu_convs, gpu_plan, sys.modules["bench.gpu"]):
-        monkeypatch.setattr(module, "convs", lambda model: listed, raising=False)
-    layers = pytest.importorskip("bench.gpu_layers")
-    models = pytest.importorskip("bench.gpu_models")
-    monkeypatch.setattr(layers, "convs", lambda model: listed)
-    monkeypatch.setattr(models, "convs", lambda model: listed)
+    for module in (gpu_convs, gpu_plan, gpu_layers, gpu_models):
+        monkeypatch.setattr(module, "convs", lambda model: listed)
     with float32_precision("tf32"):
         yield
 
@@ -203,7 +199,7 @@ AHEAD = """
 from bench.gpu_ahead import compile_job, only_compile
 from bench.gpu_hazards import CONVS
 only_compile(90)
-print(compile_job((CONVS["1x1"], "fp16", 2, "32x32", 50, False)))
+print(compile_job((CONVS["1x1"], "fp16", 2, "32x32", 50)))
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from bench import gpu_plan  # noqa: E402
+from bench import gpu_first, gpu_plan  # noqa: E402
 from fxdbsr.kernels.triton_configs import PRECISIONS  # noqa: E402
 from tests.triton_cases import float32_precision  # noqa: E402
 
@@ -55,3 +55,21 @@ def test_every_compiled_tile_of_the_file_is_free_of_spills_and_faults() -> None:
         (target, precision) for target in ("cuda:80", "cuda:90", "hip:gfx942") for precision in PRECISIONS
     } - {("hip:gfx942", "3xtf32")}
     assert all(r["spills"] == 0 and r["faults"] == [] for r in found)
+
+
+def test_targets_and_ceilings_on_the_page_are_those_of_the_bench_and_of_the_file() -> None:
+    ceilings: dict[tuple[str, str, str], list[float]] = {}
+    for record in lines("gpu_networks.jsonl"):
+        assert record["measured"] is False
+        key = record["key"]
+        ceilings.setdefault((key["model"], key["dtype"], key["block"]), []).append(
+            record["ceiling over compiled, convs"]
+        )
+    page = (RESULTS.parents[1] / "docs" / "gpu.md").read_text().split("## Targets")[1]
+    rows = [line.split("|")[2:-1] for line in page.splitlines() if line.startswith("|")][2:]
+    listed = [(key, wanted) for key, wanted in gpu_first.TARGETS.items() if key[0] != "vgg11_features"]
+    for ((model, dtype, _, block, arm), wanted), (*cells, ceiling) in zip(listed, rows, strict=True):
+        assert tuple(map(float, cells)) == wanted
+        if arm == "sparse":  # rounded down
+            pairs = zip(ceiling.split("/"), ceilings[model, dtype, block], strict=True)
+            assert all(-1e-9 < found - float(said) < 0.01 for said, found in pairs)
