@@ -73,8 +73,6 @@ def failures(case: ConvCase | NetCase, backends: list[str]) -> list[str]:
             found.append(f"{backend}: {type(error).__name__}: {str(error)[:300]}")
     doubles = tuple(x.double() for x in inputs)
     exact = prepared.double()(*doubles)
-    if bool(exact.isfinite().all()) and not bool(eager.isfinite().all()):
-        return found  # torch's own conv overflows, or reads what was not written: there is nothing to hold against
     unit = torch.finfo(dtype).eps
     bound = 4 * largest(eager.double() - exact) + 8 * unit * largest(exact)
     wrong = [backend for backend, y in outputs.items() if not largest_difference(y, exact) <= bound]

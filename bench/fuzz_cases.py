@@ -253,15 +253,23 @@ def is_valid(case: ConvCase) -> bool:
         return False
     if any(size is not None and size < 1 for size in case.block) or not 0 <= case.density <= 1:
         return False
-    if case.padding_mode == "circular" and case.dtype == "bfloat16":
-        return False  # torch's own pads now and then hold what was never written (seed 278)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             model, inputs = case.build()
-            return all(size >= 1 for size in model(*inputs).shape[2:])
+            out = model(*inputs).shape[2:]
     except (RuntimeError, ValueError, NotImplementedError):
         return False
+    return min(out) >= 1 and not onednn_is_wrong(case, out[-1])
+
+
+def onednn_is_wrong(case: ConvCase, width: int) -> bool:
+    """True for convs that torch's own bfloat16 gets wrong on CPUs with tile registers, with nothing to hold against.
+
+    oneDNN returns what was never written where a step of more than one column leaves a single one (`width`). With
+    `torch.backends.mkldnn` off, or `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`, the same convs are right.
+    """
+    return case.dtype == "bfloat16" and width == 1 and case.stride[-1] > 1 and case.kernel[-1] > 1
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
