@@ -38,11 +38,11 @@ def cheapest(candidates: Sequence[str], case: Case) -> tuple[str, str]:
     costs = {name: microseconds(name, case) for name in candidates}
     share = {name: 1.0 if name == "cpu" or "cpu" not in costs else BREAK for name in costs}
     best = min(costs, key=lambda name: costs[name] * share[name])
-    others = ", ".join(f"{cost / costs[best]:.2f} for {name}" for name, cost in costs.items() if name != best)
+    others = ", ".join(f"{name} {cost / costs[best]:.2f}" for name, cost in costs.items() if name != best)
     size = "x".join(map(str, _size(case)))
-    known = f"at {size}" if case.size else f"at {size}, as the size is not known,"
-    breaks = ", which would break the run of steps" if min(costs.values()) < costs[best] else ""
-    return best, f"{best} is expected to be fastest {known}: 1 to {others}{breaks}"
+    known = f"at {size}" if case.size else f"at {size}, as the size is not known"
+    breaks = ", but would break the run of steps" if min(costs.values()) < costs[best] else ""
+    return best, f"{best} is expected to be fastest {known} ({others} times as long{breaks})"
 
 
 def microseconds(engine: str, case: Case) -> float:
