@@ -20,6 +20,7 @@ from fxdbsr.commands.spread import spread_mask
 from fxdbsr.models import resnet20
 
 SMALL = ["report", "squeezenet1_1", "--shape", "1x3x64x64"]
+DENSE_MACS = 40_813_184  # of ResNet-20 at 32x32
 
 
 def test_report_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +69,13 @@ def test_report_takes_a_callable_and_a_checkpoint(
     assert len(lines) == 2
     assert "size mismatch" in lines[0]
     assert "none.pt" in lines[1]
+
+
+def test_report_of_a_converted_model_chooses_engines_at_the_size_that_it_is_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*SMALL, "--block", "8x8", "--sparsity", "0.5", "--convert"]) == 0
+    assert "size is not known" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("score", ["l2", "random"])
@@ -165,6 +173,15 @@ def test_convert_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert word in out
 
 
+def test_convert_counts_layers_that_are_gone_among_the_dense_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["resnet20", "--block", "8", "--sparsity", "0.95", "-o", str(tmp_path / "small.pt"), "--json"]
+    assert main(["convert", *arguments]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["total"]["macs_dense"] < figures["macs_dense"] == DENSE_MACS
+
+
 # ---------------------------------------------------------------- bench
 
 
@@ -175,12 +192,13 @@ def test_bench_prints_ratios_with_their_conditions(tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert out.startswith("resnet20, blocks 8x8, float32, ")
     assert "dense ms" in out
-    assert "median and quartiles of 1 interleaved pairs" in out
+    assert "median and quartiles of 1 interleaved pair." in out
     machine, *rows = map(json.loads, path.read_text().splitlines())
     assert machine["torch"] == torch.__version__
     assert [(row["batch"], row["sparsity"]) for row in rows] == [(1, 0.5), (1, 0.9), (2, 0.5), (2, 0.9)]
     for row in rows:
         assert row["median"] > 0
+        assert row["macs_dense"] == row["batch"] * DENSE_MACS  # with the layers that are gone at 90 %
         assert 0 < row["macs_run"] / row["macs_dense"] < 1 - 0.8 * row["sparsity"]
 
 

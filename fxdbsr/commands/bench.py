@@ -79,11 +79,12 @@ def run(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for batch in batches:
         x = torch.randn(batch, *shape[1:], device=device, dtype=dtype).to(memory_format=layout)
+        macs_dense = report(dense, x).total.macs_run  # of `dense`, as layers that are gone are in no row of `fast`
         bases = {name: frozen(dense, x) if name == "compiled" else partial(dense, x) for name in against}
         for sparsity in sparsities:
             fast = converted(dense, x, block, sparsity, args.backend, args.tune)
             key = {"model": args.model, "batch": batch, "block": args.block, "dtype": args.dtype, "sparsity": sparsity}
-            rows += compared(bases, fast, x, key, args.pairs)
+            rows += compared(bases, fast, x, key | {"macs_dense": macs_dense}, args.pairs)
     if args.json != "-":
         put("-", table(rows, device))
     if args.json is not None:
@@ -106,14 +107,13 @@ def check_against(names: list[str], device: torch.device) -> None:
 def compared(
     bases: dict[str, Callable[[], Any]], fast: nn.Module, x: Tensor, key: dict[str, Any], pairs: int
 ) -> list[dict[str, Any]]:
-    """A row for each of `bases` against `fast(x)`, with `key` and the MACs; progress on stderr."""
-    total = report(fast, x).total
+    """A row for each of `bases` against `fast(x)`, with `key` and the MACs that run; progress on stderr."""
+    macs_run = report(fast, x).total.macs_run
     rows = []
     for name, base in bases.items():
         with torch.inference_mode():
             ratio = paired(synchronised(base, x.device), synchronised(partial(fast, x), x.device), pairs)
-        macs = {"macs_dense": total.macs_dense, "macs_run": total.macs_run}
-        rows.append(key | {"against": name} | macs | as_row(ratio))
+        rows.append(key | {"against": name, "macs_run": macs_run} | as_row(ratio))
         print(f"batch {key['batch']}, sparsity {key['sparsity']:.0%}, {name}: done", file=sys.stderr, flush=True)
     return rows
 
@@ -200,7 +200,9 @@ def table(rows: list[dict[str, Any]], device: torch.device) -> str:
         for row in rows
     ]
     first, machine = rows[0], provenance()
-    name = machine["gpu"] if device.type == "cuda" else f"{machine['processor']}, {machine['threads']} threads"
+    name = (
+        machine["gpu"] if device.type == "cuda" else f"{machine['processor']}, {counted(machine['threads'], 'thread')}"
+    )
     align = ["right", "right", "right", "left", "right", "right", "right", "left"]
     return "\n".join(
         [
@@ -209,6 +211,11 @@ def table(rows: list[dict[str, Any]], device: torch.device) -> str:
             tabulate(lines, heads, "simple", colalign=align, disable_numparse=True),
             "",
             "ratio: time of the dense model over that of the converted one, above 1 the converted one is faster;",
-            f"median and quartiles of {first['pairs']} interleaved pairs. MACs run: of the dense model's.",
+            f"median and quartiles of {counted(first['pairs'], 'interleaved pair')}. MACs run: of the dense model's.",
         ]
     )
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--history: is drawn on the page, so it goes with --html")
     history = [] if args.history is None else read_history(args.history)
     source = load_source(args, prepared=args.convert is not None)
-    model = source.model if args.convert is None else convert(source.model, backend=args.convert)
-    found = report(model, torch.randn(source.shape), measure=args.measure)
+    x = torch.randn(source.shape)
+    model = source.model if args.convert is None else convert(source.model, example_inputs=x, backend=args.convert)
+    found = report(model, x, measure=args.measure)
     table = found.table(args.sort, args.depth, args.only_changed, args.width or line_width())
     if "-" not in texts.values():
         put("-", table)
