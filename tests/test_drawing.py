@@ -20,7 +20,7 @@ import fxdbsr
 from fxdbsr.layers import blocked_layers
 from fxdbsr.reporting import drawing
 from fxdbsr.reporting.diagram import diagram
-from fxdbsr.reporting.outline import outline, places, share
+from fxdbsr.reporting.outline import label, outline, places, share
 
 ENGINES = [
     pytest.param("graphviz", marks=pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")),
@@ -62,6 +62,8 @@ def test_the_outline_holds_layers_and_joins_and_tells_what_follows_them() -> Non
     assert list(small) == ["x", "a", "b", "add", "output"]
     assert small.nodes["a"]["follows"] == ["BatchNorm2d", "relu"]
     assert small.nodes["add"]["follows"] == ["relu", "mul"]
+    assert label(small.nodes["add"]) == ["add + relu + mul"]
+    assert label(small.nodes["x"]) == ["x"]
     assert set(small.edges) == {("x", "a"), ("a", "b"), ("a", "add"), ("b", "add"), ("add", "output")}
     assert report.graph.nodes["shift"]["op"] == "get_attr"
 

@@ -70,10 +70,9 @@ def _box(figures: dict[str, Any], x: float, y: float, height: float, row: int | 
     shown = [escape(shorten(line, CHARACTERS)) for line in lines]
     left, top = x - WIDTH / 2, y - height / 2
     if "kind" not in figures:
-        text = escape(shorten(" + ".join([figures["operation"], *figures["follows"]]), CHARACTERS))
         return (
             f'<g class="join">{title}<rect x="{left:.0f}" y="{top:.0f}" width="{WIDTH}" height="{height:.0f}" rx="12"/>'
-            f'<text x="{x:.0f}" y="{y + 4:.0f}">{text}</text></g>'
+            f'<text x="{x:.0f}" y="{y + 4:.0f}">{shown[-1]}</text></g>'
         )
     texts = "".join(f'<text x="{x:.0f}" y="{y + 16 * (i - 1) + 4:.0f}">{line}</text>' for i, line in enumerate(shown))
     box = (

@@ -66,12 +66,12 @@ def places(graph: nx.DiGraph[str]) -> dict[str, tuple[int, int]]:
 
 
 def label(figures: dict[str, Any]) -> list[str]:
-    """Lines of text for a node of an outline: its name, what it is and what follows, its MACs."""
+    """Lines of text for a node of an outline: what it is and what follows; names of modules, MACs of layers."""
     what = [figures["kind"] if "kind" in figures else figures["operation"], *figures["follows"]]
-    lines = [figures["name"], " + ".join(what if len(what) <= 3 else [*what[:2], f"{len(what) - 2} more"])]
+    words = " + ".join(what if len(what) <= 3 else [*what[:2], f"{len(what) - 2} more"])
     if "kind" in figures:
-        lines.append(macs(figures))
-    return lines
+        return [figures["name"], words, macs(figures)]
+    return [figures["name"], words] if figures["op"] == "module" and figures["name"] else [words]
 
 
 def macs(figures: dict[str, Any]) -> str:

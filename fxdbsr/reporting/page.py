@@ -79,30 +79,30 @@ def _asset(name: str) -> str:
 
 
 def _totals(report: Report) -> str:
-    """Cards: each a figure, dense and now, with its unit."""
+    """Cards: each a figure with its unit, dense and now."""
     total = report.total
     cards = [
-        _card("MACs (1 multiply-accumulate)", "macs", total.macs_dense, total.macs, precise, "MACs")
+        _card("MACs (1 multiply-accumulate)", "macs", total.macs_dense, total.macs, precise)
         + f'<dd class="quiet">{precise(total.macs_run)} MACs run by the kernels</dd>',
-        _card("FLOPs (2 a MAC)", "flops", 2 * total.macs_dense, 2 * total.macs, precise, "FLOPs")
+        _card("FLOPs (2 a MAC)", "flops", 2 * total.macs_dense, 2 * total.macs, precise)
         + f'<dd class="quiet">{precise(2 * total.macs_run)} FLOPs run by the kernels</dd>',
-        _card("parameters", "params", total.params_dense, total.params, "{:,}".format, "")
+        _card("parameters", "params", total.params_dense, total.params, "{:,}".format)
         + f'<dd class="quiet">{total.bytes / 1e6:,.2f} MB as saved</dd>',
     ]
     if total.blocks_total:
         words = f'<dd class="quiet">sparsity {total.sparsity:.1%} of the blocks</dd>'
-        cards.append(_card("blocks kept", "blocks", total.blocks_total, total.blocks_kept, "{:,}".format, "") + words)
+        cards.append(_card("blocks kept", "blocks", total.blocks_total, total.blocks_kept, "{:,}".format) + words)
     if total.ms is not None and total.ms_dense is not None:
-        cards.append(_card("time, all layers summed", "ms", total.ms_dense, total.ms, "{:.3g}".format, "ms"))
+        cards.append(_card("ms, all layers summed", "ms", total.ms_dense, total.ms, "{:.3g}".format))
     return '<dl class="cards">' + "".join(f'<div class="card">{card}</div>' for card in cards) + "</dl>"
 
 
-def _card(name: str, field: str, dense: float, now: float, written: Any, unit: str) -> str:
+def _card(name: str, field: str, dense: float, now: float, written: Any) -> str:
     kept = now / dense if dense else 1.0
     saved = "" if now == dense else f", {percent(1 - kept)} less" if now < dense else f", {percent(kept - 1)} more"
     figures = written(dense) if now == dense else f"{written(dense)} → {written(now)}"
     return (
-        f'<dt>{name}</dt><dd class="big" data-field="{field}" data-dense="{dense}" data-now="{now}">{figures} {unit}'
+        f'<dt>{name}</dt><dd class="big" data-field="{field}" data-dense="{dense}" data-now="{now}">{figures}'
         f'</dd><dd>{saved.removeprefix(", ") or "as dense"}</dd><div class="bar" aria-hidden="true">'
         f'<span style="width:{100 * min(kept, 1):.1f}%"></span></div>'
     )
