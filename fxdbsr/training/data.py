@@ -90,8 +90,8 @@ def _cifar(options: Options, processes: Processes) -> Data:
             found = kind(root, train=train, download=download)
         except RuntimeError as error:
             raise FileNotFoundError(
-                f"data_dir: {root / kind.base_folder} does not hold {options.data} as published "
-                f"(fxdbsr train --download fetches it): {error}"
+                f"data_dir: {root / kind.base_folder} does not hold {options.data} as published; "
+                "fxdbsr train --download fetches it"
             ) from error
         return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
