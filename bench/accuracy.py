@@ -72,7 +72,7 @@ def publish() -> None:
     """The figures and the tables of the page."""
     for data, title in (("generated", "generated images, 24 classes"), ("digits", "scikit-learn's digits")):
         if records := read(RESULTS / f"accuracy_{data}.jsonl"):
-            draw(records, PAGE.parent / "images" / f"accuracy_{data}.png", title)
+            draw(records, PAGE.parent / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
     PAGE.write_text(rendered(PAGE.read_text()))
 
 

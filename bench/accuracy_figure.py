@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from bench.accuracy_records import Record
 from bench.accuracy_table import Group, groups
 
 POSTER = Path(__file__).parent / "data" / "poster_curves.json"
-TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 40, 50, 70, 90)
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+FINE_TICKS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 40, 50, 70, 90)  # where the axis is short
 LABELS = {
     "scaled": "fxdbsr (scaled gradual)",
     "gradual": "gradual block pruning, global",
@@ -30,28 +32,28 @@ LABELS = {
 }
 
 
-def draw(records: Sequence[Record], png: Path, title: str) -> None:
-    """Write the figure: our runs above, the poster's curves below; MACs on the left, parameters on the right."""
+def draw(records: Sequence[Record], png: Path, title: str, poster: bool) -> None:
+    """Write the figure: our runs, below them the poster's curves; MACs on the left, parameters on the right."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
+    height = 9.5 if poster else 4.8
+    figure, axes = pyplot.subplots(1 + poster, 2, figsize=(12, height), layout="constrained", squeeze=False)
+    found = groups(records)
     for axis, key, what in zip(axes[0], ("macs", "params"), ("MACs", "parameters"), strict=True):
-        draw_runs(axis, groups(records), f"sparsity_{key}")
+        draw_runs(axis, found, f"sparsity_{key}")
         axis.set(
             title=title, xlabel=f"{what} left in the blocked convs", ylabel="error on the test images, %, log scale"
         )
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(ticker.FixedLocator(TICKS))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_locator(ticker.NullLocator())
+        scale_errors(axis, found)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[0, 1].legend(handles, labels, fontsize=8)
-    curves = json.loads(POSTER.read_text())
-    draw_poster(axes[1, 0], curves, "macs")
-    draw_poster(axes[1, 1], curves, "params")
+    if poster:
+        curves = json.loads(POSTER.read_text())
+        draw_poster(axes[1, 0], curves, "macs")
+        draw_poster(axes[1, 1], curves, "params")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.set_xlim(0, 1.03)
@@ -77,6 +79,22 @@ def draw_runs(axis: Any, found: Sequence[Group], key: str) -> None:
             x, y, spread = zip(*points, strict=True)
             style = {"linewidth": 2.2, "marker": "o"} if arm == "scaled" else {"linewidth": 1.2, "marker": "."}
             axis.errorbar(x, y, yerr=spread, label=label, color=colours(number), capsize=2, **style)
+
+
+def scale_errors(axis: Any, found: Sequence[Group]) -> None:
+    """A logarithmic axis around the means; bars that reach further down, to 0 it may be, are cut off there."""
+    from matplotlib import ticker
+
+    means = [100 - group.mean() for group in found]
+    tops = [mean + group.deviation() for mean, group in zip(means, found, strict=True)]
+    low = min((mean for mean in means if mean > 0), default=1.0) / 1.5
+    high = max(2 * low, *(1.1 * top for top in (*means, *tops) if not math.isnan(top)))
+    ticks = FINE_TICKS if high < 30 * low else TICKS
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    axis.yaxis.set_major_locator(ticker.FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def draw_poster(axis: Any, curves: dict[str, Any], key: str) -> None:

@@ -249,7 +249,7 @@ def figure(data: str, what: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "figure": lambda: figure("generated", "Error against MACs and parameters left, and the poster's curves"),
-    "digits_figure": lambda: figure("digits", "The same on the digits"),
+    "digits_figure": lambda: figure("digits", "Error on the digits against MACs and parameters left"),
     "progress": progress,
     "summary": lambda: summary("generated"),
     "accuracies": lambda: accuracies("generated"),

@@ -160,12 +160,19 @@ def test_differences_are_paired_by_seed() -> None:
     assert rows(records, "gradual")[1][-1] == "+1.50 (0.50)"
 
 
-def test_the_figure_is_drawn_with_the_posters_curves(tmp_path: Path) -> None:
-    records = [record_of("dense", seed, 90.0 + seed, None) for seed in (0, 1)]
+@pytest.mark.parametrize("poster", [True, False])
+@pytest.mark.parametrize("best", [90.0, 100.0])
+def test_the_figure_is_drawn_with_and_without_errors_and_the_posters_curves(
+    best: float, poster: bool, tmp_path: Path
+) -> None:
+    records = [record_of("dense", seed, best - seed, None) for seed in (0, 1)]
     records += [
-        record_of(arm, seed, 80.0 + seed, s) for arm in ("scaled", "slim") for seed in (0, 1) for s in (0.5, 0.9)
+        record_of(arm, seed, accuracy, s)
+        for arm, accuracy in (("scaled", 100.0), ("slim", best))
+        for seed in (0, 1)
+        for s in (0.5, 0.9)
     ]
-    draw(records, tmp_path / "figure.png", "test")
+    draw(records, tmp_path / "figure.png", "test", poster)
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
