@@ -28,7 +28,7 @@ from bench.accuracy_plans import PLANS
 from bench.accuracy_records import Record, append, changes, key, key_of, read
 from bench.accuracy_table import HEAD, rows
 from bench.accuracy_training import Setting, accuracy, cost, make_net
-from bench.paired import provenance
+from fxdbsr.paired import provenance
 
 
 def run(setting: Setting) -> Record:

@@ -22,12 +22,12 @@ from tabulate import tabulate
 from torch import nn
 
 import fxdbsr
-from bench.paired import processor
 from fxdbsr.kernels import cpu_cost
 from fxdbsr.kernels.choice import candidates
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.fastest import arm
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.paired import processor
 
 CONVS = (  # inputs, outputs, kernel, stride, side
     *((64, 64, 3, 1, 56), (256, 64, 1, 1, 56), (128, 128, 3, 1, 28), (512, 128, 1, 1, 28), (128, 512, 1, 1, 28)),

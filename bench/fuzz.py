@@ -42,9 +42,9 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.fuzz_cases import DTYPES, ConvCase, NetCase, draw, is_valid, rounded
-from bench.paired import provenance
 from fxdbsr.kernels.choice import check_available
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.paired import provenance
 
 PART = 250  # seeds of a line in the results
 

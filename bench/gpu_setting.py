@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.paired import quantiles
 from fxdbsr.kernels.triton_timing import graph_samples
+from fxdbsr.paired import quantiles
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 BLOCKS = {"32x32": (32, 32), "64x16": (64, 16), "64x32": (64, 32), "128x32": (128, 32)}

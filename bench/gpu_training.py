@@ -18,7 +18,7 @@ from torch import nn
 import fxdbsr
 from bench.gpu_networks import network
 from bench.gpu_setting import Case, Setting, set_precision
-from bench.paired import quantiles
+from fxdbsr.paired import quantiles
 
 BATCH = {"resnet50": 64, "vgg11": 64}
 ROUNDS = 15

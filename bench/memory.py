@@ -25,8 +25,8 @@ from tabulate import tabulate
 
 import fxdbsr
 from bench.coverage import build
-from bench.paired import provenance
 from bench.small_net import SmallNet, sparse
+from fxdbsr.paired import provenance
 
 trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 BACKENDS = ("auto", "reference", "dense")

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.coverage import BOUND, MIN_EFFECT, first_tensor, switch_off_half
-from bench.paired import provenance
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.scaled import plain_type, why_unscalable
+from fxdbsr.paired import provenance
 
 # 40 families in which convs do the work, the smallest model of each
 FAMILIES = (

@@ -26,8 +26,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxdbsr
-from bench.paired import paired, write_lines
 from fxdbsr.nn.scaled import ScaledConv2d
+from fxdbsr.paired import paired, write_lines
 
 
 class ExpandedConv2d(ScaledConv2d):

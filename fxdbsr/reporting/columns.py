@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from string import ascii_lowercase
 
 from fxdbsr.reporting.rows import LayerRow
 
@@ -127,8 +128,13 @@ def columns_of(rows: Sequence[LayerRow]) -> list[Column]:
 
 
 def note(index: int) -> str:
-    """Mark of the note with that index: a to z, then numbers."""
-    return "abcdefghijklmnopqrstuvwxyz"[index] if index < 26 else str(index)
+    """Mark of the note with that index: a to z, then two letters, then three.
+
+    >>> note(0), note(25), note(26), note(702)
+    ('a', 'z', 'aa', 'aaa')
+    """
+    before, last = divmod(index, 26)
+    return (note(before - 1) if before else "") + ascii_lowercase[last]
 
 
 def precise(value: int) -> str:
