@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -429,3 +430,28 @@ def test_weights_that_hooks_compute_are_saved_as_the_layer_has_them(norm: Callab
     fast = fxdbsr.convert(fxdbsr.prepare(net(), 4))
     fxdbsr.save(fast, tmp_path / "model.pt")
     assert torch.equal(fxdbsr.load(net(), tmp_path / "model.pt")(x), fast(x))
+
+
+class NormOfItsOwn(nn.BatchNorm2d):
+    """As timm's norms: its own forward, behind a check of the axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, "expected 4D input")
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        return F.silu(y)
+
+
+def test_norms_that_stay_are_saved_moved_and_trained_on(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), NormOfItsOwn(8), nn.Conv2d(8, 8, 3))
+
+    x = torch.randn(2, 4, 9, 7)
+    fast = fxdbsr.convert(fxdbsr.prepare(net(), 4))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    fxdbsr.save(fast, tmp_path / "model.safetensors")
+    assert torch.equal(fxdbsr.load(net(), tmp_path / "model.safetensors")(x), fast(x))
+    dense = fxdbsr.to_dense(fast)
+    torch.testing.assert_close(dense(x), fast(x))
+    dense.train()(x)
+    assert [int(b) for name, b in dense.named_buffers() if name.endswith("num_batches_tracked")] == [1]
+    assert not any(tensor.is_meta for tensor in (*fast.state_dict().values(), *dense.state_dict().values()))
