@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxdbsr.baking import bake_weights
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.converted import ConvertedModule
+from fxdbsr.copies import copied
 from fxdbsr.graph import TwoGraphModule, trace_eval, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.lowered import dense_module, lowered
@@ -59,12 +59,10 @@ def prepare(
         the mode that `model` is in.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, an unknown layer name in `config`, integer or complex
-            weights, no layer to block; a model that cannot be traced with the `concrete_args` given. `model` is
-            then unchanged.
+        TypeError, ValueError: an argument of the wrong kind, a model that is prepared already, an unknown layer
+            name in `config`, integer or complex weights, no layer to block; a model that cannot be traced with the
+            `concrete_args` given. `model` is then unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     if any(isinstance(module, Blocked) for module in model.modules()):
         raise ValueError("model: expected a model without block scales, got one that is prepared already")
@@ -110,20 +108,22 @@ def convert(
         blocked conv holds `values [nnz, BO, BC, *kernel]`, `crow_indices`, `col_indices` and `bias`.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, a model without layers to block, NaN or infinity in
-            weights, scales or batch norms (the layer is named). `model` is then unchanged.
+        TypeError, ValueError: an argument of the wrong kind, a model without layers to block or converted already,
+            NaN or infinity in weights, scales or batch norms (the layer is named), or tensors on the meta device,
+            which have no values. `model` is then unchanged.
         RuntimeError: the backend that was asked for by name cannot run here.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
     if tune and example_inputs is None:
         raise ValueError("tune: measuring needs example_inputs, got None")
     if tune and backend != "auto":
         raise ValueError(f"tune: measuring chooses the engine, so it goes with backend='auto', got {backend!r}")
     inputs = example_inputs if isinstance(example_inputs, tuple | None) else (example_inputs,)
     lowering = Lowering(as_backend(backend), tune, inputs or ())
-    model = unwrap(model)
+    check_has_values(model)
     is_prepared = any(isinstance(module, Blocked) for module in model.modules())
+    if isinstance(model, ConvertedModule):
+        raise ValueError("model: expected a prepared or an ordinary model, got one that is converted already")
     if not is_prepared and block_size is None:
         raise ValueError("block_size: required for a model that is not prepared, got None")
     if is_prepared:
@@ -152,22 +152,31 @@ def to_dense(model: nn.Module) -> nn.Module:
         for a model that torch.fx cannot trace as a whole.
 
     Raises:
-        TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named).
+        TypeError, ValueError: `model` is neither, or holds NaN or infinity (the layer is named), or is on the meta
+            device.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     source = unwrap(model)
     if not any(
         isinstance(module, fx.GraphModule | TwoGraphModule | Blocked | PackedConv) for module in source.modules()
     ):
         raise ValueError(f"model: expected a prepared or converted model, got {type(source).__name__}")
+    check_has_values(source)
     return lowered(_copied(source).eval(), TO_DENSE, Lowering("dense"), dense_module)
 
 
+def check_has_values(model: nn.Module) -> None:
+    """Refuse a model of shapes alone.
+
+    Raises:
+        ValueError: a parameter or buffer is on the meta device; the message names the first.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"{name}: expected a tensor that holds values, got one on the meta device")
+
+
 def _copied(model: nn.Module) -> nn.Module:
-    # what a forward computed and left on a module, as torch.nn.utils.prune does, cannot be copied with its history
-    kept = [value for module in model.modules() for value in module.__dict__.values() if isinstance(value, Tensor)]
     try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied: {error}; pass inplace=True") from error
+        return copied(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; pass inplace=True") from error

@@ -129,11 +129,13 @@ class BlockConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: unknown keys.
+            ValueError: unknown keys. TypeError: `data` is no dict.
         """
-        unknown = sorted(set(data) - {"block_size", "by_name", "by_pattern", "by_type", "form"})
+        if not isinstance(data, Mapping):
+            raise TypeError(f"BlockConfig.from_dict: expected a dict, got {data!r}")
+        unknown = sorted(map(repr, set(data) - {"block_size", "by_name", "by_pattern", "by_type", "form"}))
         if unknown:
-            raise ValueError(f"BlockConfig.from_dict: unknown keys {unknown}")
+            raise ValueError(f"BlockConfig.from_dict: unknown keys {', '.join(unknown)}")
         return cls(**data)
 
 

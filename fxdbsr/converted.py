@@ -121,7 +121,7 @@ def describe_layer(layer: nn.Module, name: str) -> dict[str, Any] | None:
     if isinstance(layer, PackedConv):
         own = {key: getattr(layer, key) for key in _PACKED}
         return {"kind": "PackedConv"} | own | shared
-    if type(layer) in SCALED:
+    if type(layer) in SCALED and layer._parameters.get("weight") is not None:  # else a hook computes it
         return {"kind": type(layer).__name__, "arguments": arguments(layer)} | shared
     if type(layer) in CHANNELWISE:
         return {"kind": type(layer).__name__, "arguments": norm_arguments(layer)}

@@ -206,7 +206,13 @@ def _code(graph: fx.Graph) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
+    """The module inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     while True:
         modules = model.__dict__.get("_modules", {})
         inner = modules["_orig_mod"] if "_orig_mod" in modules else None  # noqa: SIM401  (no get when scripted)

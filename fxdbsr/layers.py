@@ -62,8 +62,6 @@ def blocked_layers(model: nn.Module) -> list[BlockedLayer]:
     Raises:
         ValueError: `model` has none: it was not prepared. TypeError: it is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     root = unwrap(model)
     found: dict[int, BlockedLayer] = {}
 

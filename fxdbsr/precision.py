@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fxdbsr.graph import unwrap
 from fxdbsr.nn.packed import PackedConv
 
 PRECISIONS = (None, "3xtf32")
@@ -20,13 +21,14 @@ def set_float32_precision(model: nn.Module, precision: str | None) -> nn.Module:
             gives an infinity, 3xTF32 gives NaN.
 
     Raises:
-        ValueError: another precision; a model without packed convs.
+        ValueError: another precision; a model without packed convs. TypeError: `model` is no module.
     """
+    root = unwrap(model)
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
-    layers = [module for module in model.modules() if isinstance(module, PackedConv)]
+    layers = [module for module in root.modules() if isinstance(module, PackedConv)]
     if not layers:
-        raise ValueError(f"model: expected a converted model, got {type(model).__name__} without packed convs")
+        raise ValueError(f"model: expected a converted model, got {type(root).__name__} without packed convs")
     for layer in layers:
         layer.precision = precision
         layer.choose_engine()

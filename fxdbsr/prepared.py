@@ -12,6 +12,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size
 from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace
+from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked, plain_type, record_whole_forward, why_unscalable
 from fxdbsr.partial import lone_layers, trace_parts
 from fxdbsr.passes import PREPARE, run
@@ -87,6 +88,7 @@ def _why_nothing(model: nn.Module, selection: Selection) -> str:
         for node in graph_module.graph.nodes:
             if node.op == "call_function" and node.target in FUNCTIONS and why_unscalable_call(node):
                 reasons.append(f"{node.name}: {why_unscalable_call(node)}")
+    reasons += [f"{name}: converted already" for name, m in model.named_modules() if isinstance(m, PackedConv)]
     reasons += getattr(model, "untraced", {}).values()
     return "; ".join(reasons[:5]) or "none of the types, names and filters given selects one"
 

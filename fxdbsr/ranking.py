@@ -48,10 +48,14 @@ def block_prune_(
         `model`.
 
     Raises:
-        ValueError: an argument out of its range, NaN in a score (the layer is named), a model not prepared.
+        ValueError: an argument out of its range, NaN in a score (the layer is named), a model not prepared or on the
+            meta device.
+        TypeError: an argument of another type.
     """
     layers = blocked_layers(model)
     sparsity = check_fraction(sparsity, "sparsity")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}")
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {SCOPES}, got {scope!r}")
     survives = Bypass(model, layers).survives if protect else None
@@ -75,8 +79,11 @@ def block_scores(
     """The score of every block, none negative: float32 `[rows * columns]` on the CPU for each layer.
 
     Raises:
-        ValueError: an unknown `score`; NaN in one, with the layer's name.
+        ValueError: an unknown `score`; NaN in one, with the layer's name; weights that have no values.
     """
+    for layer in layers:
+        if layer.weight.is_meta:
+            raise ValueError(f"{layer.name}: expected weights that hold values, got some on the meta device")
     if score not in SCORES:
         raise ValueError(f"score: expected one of {SCORES}, got {score!r}")
     sizes = [layer.grid.shape[0] * layer.grid.shape[1] for layer in layers]

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fxdbsr.graph import unwrap
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """True for a DTensor."""
@@ -44,7 +46,7 @@ def assign_(tensor: Tensor, value: Tensor) -> None:
 
 def reshard(model: nn.Module) -> None:
     """Let every FSDP2 module of `model` hold its shards again, which the optimizer knows, as before a forward."""
-    for module in model.modules():
+    for module in unwrap(model).modules():
         if hasattr(module, "set_reshard_after_forward"):
             module.reshard()  # type: ignore[operator]
 

@@ -6,17 +6,18 @@ are those of the model that is given (`fxdbsr.record`).
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxdbsr.baking import bake_pruning
 from fxdbsr.converted import STATE, ConvertedModule, read_record
-from fxdbsr.files import writing
-from fxdbsr.graph import share_hooks, trace_eval, unwrap
+from fxdbsr.copies import copied
+from fxdbsr.files import as_path, writing
+from fxdbsr.graph import called_module, share_hooks, trace_eval, unwrap
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked
 from fxdbsr.rebuild import rebuild
@@ -32,15 +33,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: of a safetensors file where it ends in ".safetensors", else of one that `torch.save` writes.
 
     Raises:
-        TypeError, ValueError: no module, or one that is not converted.
+        TypeError, ValueError: no module or no path; a module that is not converted.
         ImportError: safetensors is not installed. OSError: the file cannot be written.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     if not isinstance(model, ConvertedModule):
         raise ValueError(f"model: expected a converted model, got {type(model).__name__}: call fxdbsr.convert first")
-    path = Path(path)
+    path = as_path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with writing(path) as unfinished:
         if path.suffix == SAFETENSORS:
@@ -75,24 +74,41 @@ def load(
             one of another model (the message names the first tensor or step that does not fit).
         ImportError: safetensors is not installed. OSError: the file cannot be read.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
     if concrete_args is not None and not isinstance(concrete_args, dict):
         raise TypeError(f"concrete_args: expected a dict of the forward's arguments, got {concrete_args!r}")
-    model = unwrap(model)
     if any(isinstance(module, Blocked | PackedConv) for module in model.modules()):
         raise ValueError("model: expected the dense model, got one that is prepared or converted")
-    state = without_prefix(read(Path(path)))
+    state = without_prefix(read(as_path(path)))
     if STATE not in state:
         raise ValueError(f"{path}: expected the state of a converted model, which holds {STATE}")
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    traced = trace_eval(copy.deepcopy(model, tensors), concrete_args)  # the copy shares the tensors
+    traced = trace_eval(copied(model, tensors), concrete_args)  # the copy shares the tensors
     try:
         converted = rebuild(traced, read_record(state.pop(STATE)), state)
+        keep_hooks(traced, converted)
     except ValueError as error:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
     share_hooks(model, converted)
     return converted
+
+
+def keep_hooks(traced: fx.GraphModule, converted: ConvertedModule) -> None:
+    """Let the layers of `converted` run what is hooked to those of `traced`, but for pruning, which their weights hold.
+
+    Raises:
+        ValueError: a layer with hooks, which conversion leaves as it is, is packed or gone.
+    """
+    layers = dict(converted.named_modules())
+    for node in traced.graph.nodes:
+        layer, name = called_module(node), str(node.target)
+        if layer is None or layers.get(name) is layer:
+            continue
+        bake_pruning(layer)
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            if name not in layers or isinstance(layers[name], PackedConv):
+                raise ValueError(f"{name}: the model has forward hooks here, the one that was saved had none")
+            share_hooks(layer, layers[name])
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

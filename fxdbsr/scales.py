@@ -28,7 +28,7 @@ def block_scales(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every scale `[rows, columns]` of a prepared model by the name of its layer.
 
     Raises:
-        ValueError: the model was not prepared.
+        ValueError: the model was not prepared. TypeError: it is no module.
     """
     return {layer.name: layer.scale for layer in blocked_layers(model)}
 
@@ -46,7 +46,7 @@ def penalty(model: nn.Module, weight: str = "blocks", example_inputs: Any = None
 
     Raises:
         ValueError: an unknown `weight`; MACs asked for before any forward and without `example_inputs`; a
-            model that was not prepared.
+            model that was not prepared. TypeError: `model` is no module.
     """
     layers = blocked_layers(model)
     if example_inputs is not None:
@@ -71,28 +71,30 @@ def param_groups(model: nn.Module, weight_decay: float, **defaults: Any) -> list
         defaults: further options of all groups, like `lr`.
 
     Raises:
-        ValueError: a negative or NaN `weight_decay`, no trainable parameter. TypeError: one that is no number.
+        ValueError: a negative or NaN `weight_decay`, no trainable parameter, or `params` among the `defaults`.
+        TypeError: `model` is no module, or `weight_decay` no number.
     """
+    root = unwrap(model)
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float):
         raise TypeError(f"weight_decay: expected a number, got {weight_decay!r}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay: expected a number that is not negative, got {weight_decay!r}")
     if "params" in defaults:
         raise ValueError("defaults: the parameters come from the model, got params as well")
-    prepared = any(isinstance(module, Blocked) for module in model.modules())
+    prepared = any(isinstance(module, Blocked) for module in root.modules())
     scales = {id(layer.scale) for layer in blocked_layers(model)} if prepared else set()
     plain = {
         id(parameter)
-        for module in model.modules()
+        for module in root.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if isinstance(module, _NORMS) or name.endswith("bias") or parameter.dim() < 2
     }
     groups: tuple[list[nn.Parameter], ...] = ([], [], [])
-    for parameter in model.parameters():
+    for parameter in root.parameters():
         if parameter.requires_grad:
             groups[2 if id(parameter) in scales else id(parameter) in plain].append(parameter)
     if not any(groups):
-        raise ValueError(f"{type(model).__name__} has no trainable parameter")
+        raise ValueError(f"{type(root).__name__} has no trainable parameter")
     decays = (weight_decay, 0.0, 0.0)
     return [
         {"params": parameters, "weight_decay": decay} | defaults

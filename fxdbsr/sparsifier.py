@@ -28,7 +28,7 @@ from fxdbsr.masking import Masking
 from fxdbsr.optimizers import check_holds_scales, unwrapped
 from fxdbsr.plan import Plan
 from fxdbsr.ranks import group_of, reshard
-from fxdbsr.scales import record_positions
+from fxdbsr.scales import check_cost, record_positions
 from fxdbsr.shrinking import Shrinking
 from fxdbsr.travel import LrSchedule
 
@@ -146,8 +146,13 @@ class Sparsifier:
 
         Args:
             of: "blocks", "params" or "macs"; by default what the sparsifier was made with.
+
+        Raises:
+            ValueError: another `of`; MACs before the first forward, where no `example_inputs` were given.
         """
-        return self._costs.sparsity(self.plan.of if of is None else of)
+        of = self.plan.of if of is None else of
+        check_cost(of, "of")
+        return self._costs.sparsity(of)
 
     @torch.no_grad()
     def finalize(self) -> None:
@@ -181,15 +186,20 @@ class Sparsifier:
             "plan": self.plan.to_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with its plan; load the model's and optimizer's states too.
 
         Raises:
             ValueError: `state` is not of a sparsifier, of one that goes another way, or of another model.
+            TypeError: it is no dict.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected the state of a Sparsifier, a dict, got {state!r}")
         missing = sorted({"step", "frozen", "travelled", "measured", "positions", "plan"} - set(state))
         if missing:
             raise ValueError(f"state: expected the state of a Sparsifier, got one without {missing}")
+        if not isinstance(state["plan"], Mapping) or set(state["plan"]) != set(self.plan.to_dict()):
+            raise ValueError(f"state: expected the plan of a Sparsifier, got {state['plan']!r:.80}")
         plan = Plan.checked(**state["plan"])
         if (plan.target is None) != (self.plan.target is None):
             raise ValueError("state: one of the sparsifiers has a target, the other has none")

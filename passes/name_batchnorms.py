@@ -52,6 +52,7 @@ def batch_norm(kind: Any, tensors: list[Any], eps: float) -> nn.Module:
     mean, var, gamma, beta = tensors
     norm: nn.Module = kind(len(mean), eps, affine=gamma is not None, device="meta")
     norm.running_mean, norm.running_var = mean, var
+    norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
     if gamma is not None:
         beta = torch.zeros_like(gamma) if beta is None else beta
         norm.weight, norm.bias = (t if isinstance(t, nn.Parameter) else nn.Parameter(t) for t in (gamma, beta))

@@ -283,3 +283,14 @@ def test_without_what_is_optional_and_without_a_compiler(missing: list[str]) -> 
     engines = done.stdout.splitlines()[-1]
     assert ("cpu" in engines) == (has_cpu_engine() and "llvmlite" not in missing)
     assert ("llvmlite is not installed" in done.stdout) == ("llvmlite" in missing)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "dense"])
+def test_inputs_that_the_dense_model_refuses_are_refused(prepared: nn.Module, backend: str) -> None:
+    fast, x = fxdbsr.convert(prepared, backend=backend), torch.randn(2, 3, 12, 12)
+    for wrong in (x.double(), x.half(), x.int(), x.to(torch.complex64)):
+        with pytest.raises(TypeError, match=r"input: expected torch\.float32, the dtype of the weights, got torch"):
+            fast(wrong)
+    for nothing in (None, x.numpy(), [x]):
+        with pytest.raises(TypeError, match="input: expected a tensor, got"):
+            fast(nothing)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
-from fxdbsr.files import check_writable, write, writing
+from fxdbsr.files import STALE, check_writable, write, writing
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_what_was_there_stays_when_writing_fails(tmp_path: Path) -> None:
@@ -57,3 +63,23 @@ def test_a_closed_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="Permission denied"):
         check_writable(tmp_path / "a")
+
+
+def test_a_name_without_a_suffix_and_a_long_one_are_written(tmp_path: Path) -> None:
+    for name in ("model", ".model", "model.", "m" * 250):
+        with writing(tmp_path / name) as part:
+            torch.save({}, part)
+        assert torch.load(tmp_path / name) == {}
+
+
+def test_what_a_killed_writer_left_goes_in_time(tmp_path: Path) -> None:
+    code = "import sys, os, fxdbsr.files as f\nwith f.writing(sys.argv[1]) as part:\n    os.kill(os.getpid(), 9)"
+    path = tmp_path / "a[1].txt"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    write(path, "x")
+    assert sorted(tmp_path.iterdir()) == sorted([left, path])
+    os.utime(left, (time.time() - 2 * STALE,) * 2)
+    (tmp_path / "b-0123abcd.txt").touch()
+    write(path, "x")
+    assert {file.name for file in tmp_path.iterdir()} == {"a[1].txt", "b-0123abcd.txt"}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -389,3 +390,68 @@ def test_without_safetensors_the_file_cannot_be_written_or_read(
         fxdbsr.load(SmallNet(), path)
     with pytest.raises(ImportError, match="safetensors"):
         fxdbsr.save(fast, path)
+
+
+def hooked() -> nn.Module:
+    """A net of which one conv and one norm have hooks that change what they compute."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    layers[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    layers[4].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_hooks_on_layers_run_after_load_as_before(pruned: bool, tmp_path: Path) -> None:
+    x = torch.randn(2, 4, 9, 7)
+    model, other = hooked(), hooked()
+    if pruned:
+        for net in (model, other):
+            torch.nn.utils.prune.ln_structured(net.get_submodule("0"), "weight", amount=0.5, n=2, dim=0)
+            torch.nn.utils.prune.ln_structured(net.get_submodule("3"), "weight", amount=0.5, n=2, dim=0)
+    fast = fxdbsr.convert(model, block_size=4)
+    torch.testing.assert_close(fast(x), model(x))
+    fxdbsr.save(fast, tmp_path / "model.pt")
+    assert torch.equal(fxdbsr.load(other, tmp_path / "model.pt")(x), fast(x))
+    torch.testing.assert_close(other(x), model(x))  # its own hooks are still there
+    plain = nn.Sequential(*hooked().children())
+    plain[3].register_forward_hook(lambda module, inputs, output: 3 * output)
+    with pytest.raises(ValueError, match="3: the model has forward hooks here, the one that was saved had none"):
+        fxdbsr.load(plain, tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_hooks_compute_are_saved_as_the_layer_has_them(norm: Callable[..., Any], tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 8, 3))
+
+    x = torch.randn(2, 4, 9, 7)
+    fast = fxdbsr.convert(fxdbsr.prepare(net(), 4))
+    fxdbsr.save(fast, tmp_path / "model.pt")
+    assert torch.equal(fxdbsr.load(net(), tmp_path / "model.pt")(x), fast(x))
+
+
+class NormOfItsOwn(nn.BatchNorm2d):
+    """As timm's norms: its own forward, behind a check of the axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, "expected 4D input")
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        return F.silu(y)
+
+
+def test_norms_that_stay_are_saved_moved_and_trained_on(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), NormOfItsOwn(8), nn.Conv2d(8, 8, 3))
+
+    x = torch.randn(2, 4, 9, 7)
+    fast = fxdbsr.convert(fxdbsr.prepare(net(), 4))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    fxdbsr.save(fast, tmp_path / "model.safetensors")
+    assert torch.equal(fxdbsr.load(net(), tmp_path / "model.safetensors")(x), fast(x))
+    dense = fxdbsr.to_dense(fast)
+    torch.testing.assert_close(dense(x), fast(x))
+    dense.train()(x)
+    assert [int(b) for name, b in dense.named_buffers() if name.endswith("num_batches_tracked")] == [1]
+    assert not any(tensor.is_meta for tensor in (*fast.state_dict().values(), *dense.state_dict().values()))

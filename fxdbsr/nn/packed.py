@@ -216,10 +216,18 @@ class PackedConv(nn.Module):
         return self.grid.unpack(self.values, self.crow_indices, self.col_indices)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output."""
+        """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output.
+
+        Raises:
+            TypeError: an input of another dtype than the weights, which autocast alone may cast, or no tensor.
+        """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
         batched = input.dim() == len(self.stride) + 2 or not self.stride
         x = input if batched else input.unsqueeze(0)
         if x.dtype != self.values.dtype:
+            if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+                raise TypeError(f"input: expected {self.values.dtype}, the dtype of the weights, got {x.dtype}")
             x = x.to(self.values.dtype)
         if self.pad is not None:
             x = F.pad(x, self.pad[0], self.pad[1])

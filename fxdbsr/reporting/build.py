@@ -32,17 +32,15 @@ def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> R
     Raises:
         TypeError: `model` is no module, or `example_inputs` holds no tensor.
         ValueError: the forward fails on these inputs, parameters are not initialised yet, no values to `measure`
-            with, or the model has neither parameters nor MACs.
+            with, blocks on the meta device, or the model has neither parameters nor MACs.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    root = unwrap(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     shown = [_described(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not shown:
         raise TypeError(f"example_inputs: expected a tensor or a tuple with one, got {example_inputs!r:.80}")
     if measure and any(leaf.is_meta for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)):
         raise ValueError("measure: expected inputs that hold values, got tensors on the meta device")
-    root = unwrap(model)
     for name, parameter in root.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(f"{name} is not initialised yet: call the model once before its report")

@@ -68,6 +68,9 @@ def tally(model: nn.Module, observed: Observation, function_reasons: list[tuple[
     for call, (name, reason) in zip(observed.functions, function_reasons, strict=True):
         layer = weight_of_function(call, name, parameters, reason or unblocked)
         of_function.append(add(layer, f"{layer.name}()", [call]))
+    for name, found in layers.items():
+        if found.alive is not None and found.alive.is_meta:
+            raise ValueError(f"{name}: which blocks are zero is not known of a model on the meta device")
     owners: dict[int, str] = {}
     rows = [_row(layer, owners) for layer in layers.values()]
     masks = {layer.name: layer.alive.cpu() for layer in layers.values() if layer.alive is not None}

@@ -8,13 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
 from torch import Tensor
 
-from fxdbsr.files import check_writable, write
+from fxdbsr.files import as_path, check_writable, write
 from fxdbsr.reporting.drawing import draw, to_dot
 from fxdbsr.reporting.outline import outline
 from fxdbsr.reporting.page import page
@@ -67,7 +66,7 @@ class Report:
             width: characters of a line; columns that do not fit are left out, and named below the table.
 
         Raises:
-            ValueError: an unknown field, or a depth below 1.
+            ValueError: an unknown field, a depth or a width below 1. TypeError: one that is no int.
         """
         return text(self, sort, depth, only_changed, width)
 
@@ -118,7 +117,7 @@ class Report:
         """Write `to_html(history)` to `path`.
 
         Raises:
-            OSError: it cannot be written. TypeError: `history` is no sequence of mappings.
+            OSError: it cannot be written. TypeError: it is no path, or `history` no sequence of mappings.
         """
         check_writable(path)
         write(path, self.to_html(history))
@@ -141,6 +140,7 @@ class Report:
         Raises:
             ValueError: an unknown suffix or engine; more nodes than a PNG can show.
             ImportError: the engine, or with "auto" both, are not installed.
-            OSError: it cannot be written. RuntimeError: Graphviz failed or took more than a minute.
+            OSError: it cannot be written. TypeError: it is no path.
+            RuntimeError: Graphviz failed or took more than a minute.
         """
-        return draw(self.graph, Path(path), engine)
+        return draw(self.graph, as_path(path), engine)

@@ -21,6 +21,7 @@ SHORTEST_NAME = 16
 
 def text(report: Report, sort: str | None, depth: int | None, only_changed: bool, width: int) -> str:
     """`report` as lines of at most `width` characters."""
+    check_at_least_1(width, "width")
     rows = arranged(report.rows, sort, depth, only_changed)
     shown = [*rows, *([report.other] if report.other.macs or report.other.params else []), report.total]
     reasons = list(dict.fromkeys(row.reason for row in shown if row.reason))
@@ -112,8 +113,7 @@ def arranged(rows: Sequence[LayerRow], sort: str | None, depth: int | None, only
     """`rows` chosen, summed by stage and sorted as `Report.table` says."""
     chosen = [row for row in rows if row.changed or not only_changed]
     if depth is not None:
-        if depth < 1:
-            raise ValueError(f"depth: expected at least 1, got {depth}")
+        check_at_least_1(depth, "depth")
         stages: dict[str, list[LayerRow]] = {}
         for row in chosen:
             stages.setdefault(".".join(row.name.split(".")[:depth]), []).append(row)
@@ -125,6 +125,18 @@ def arranged(rows: Sequence[LayerRow], sort: str | None, depth: int | None, only
         words = any(isinstance(getattr(row, sort), str) for row in chosen)
         chosen.sort(key=lambda row: (getattr(row, sort) is not None, getattr(row, sort)), reverse=not words)
     return chosen
+
+
+def check_at_least_1(value: object, where: str) -> None:
+    """Refuse what is no positive int.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where}: expected an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{where}: expected at least 1, got {value}")
 
 
 def _stage(name: str, members: list[LayerRow]) -> LayerRow:

@@ -102,6 +102,8 @@ def kind_of(grid: BlockGrid) -> str:
 
 def _kept_of_packed(layer: PackedConv) -> Tensor:
     rows, columns = layer.grid.shape
+    if layer.crow_indices.is_meta:
+        return torch.empty((rows, columns), dtype=torch.bool, device="meta")
     counts = layer.crow_indices.diff().long()
     row = torch.repeat_interleave(torch.arange(rows, device=counts.device), counts)
     kept = torch.zeros((rows, columns), dtype=torch.bool, device=counts.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxdbsr.files import unfinished
 from fxdbsr.training.nets import make_net
 from fxdbsr.training.options import Options
 
@@ -38,7 +38,7 @@ def write(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written; what was there stays.
     """
-    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    part = unfinished(path)
     try:
         with open(part, "wb") as file:
             file.write(data)
