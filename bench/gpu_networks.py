@@ -17,6 +17,7 @@ from torch.fx.experimental.optimization import fuse
 import fxdbsr
 from bench.gpu_setting import DTYPES
 from fxdbsr.layers import blocked_layers
+from fxdbsr.passes.plan_engines import seen_inputs
 
 STEMS = {"resnet50": "conv1", "resnext50_32x4d": "conv1", "vgg11": "features.0", "vgg11_features": "0"}
 STEMS["fpn_resnet50"] = "body.conv1"
@@ -140,12 +141,17 @@ def call_of(model: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
 
 
 def sparse_arms(prepared: nn.Module, x: Tensor, dtype: str) -> dict[str, nn.Module]:
-    """Converted models on the device and in the dtype of `x`."""
+    """Converted models on the device and in the dtype of `x`, planned for its size."""
     source = copy.deepcopy(prepared).to(x.device)
+    source(x[:1].float())  # records about what sizes come: with `example_inputs`, float32 kernels were compiled first
 
     def converted(backend: str) -> nn.Module:
         model: nn.Module = fxdbsr.convert(source, backend=backend)
-        return model.to(x.dtype).to(memory_format=torch.channels_last)
+        model = model.to(x.dtype).to(memory_format=torch.channels_last)
+        for layer, inputs in seen_inputs(model, (x,)).items():
+            layer.input_size = layer.size_of(inputs[0])
+            layer.choose_engine()
+        return model
 
     auto = "auto" if x.is_cuda else "triton"
     arms = {"sparse": converted(auto), "dense": converted("dense")}

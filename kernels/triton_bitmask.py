@@ -29,7 +29,7 @@ from torch import Tensor
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_epilogue import finish_lanes
-from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, tap_inside
+from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
 
 
 @triton.jit
@@ -66,6 +66,7 @@ def bitmask_kernel(
     PW: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,
+    GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -77,8 +78,8 @@ def bitmask_kernel(
     STAGES: tl.constexpr,
 ):
     """BM pixels by one union of four rows of BN outputs."""
-    union = tl.program_id(0) % unions
-    m = (tl.program_id(0) // unions) * BM + tl.arange(0, BM)
+    union, pixel_tile = place(pixels, unions, BM, GROUP)
+    m = pixel_tile * BM + tl.arange(0, BM)
     base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
     first = tl.load(pointers_ptr + union)
     last = tl.load(pointers_ptr + union + 1)
@@ -166,6 +167,7 @@ def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> 
         float(call.negative_slope),
         **call.constants(),
         **constants(tile, precision),
+        GROUP=call.tiles_at_once(tile.pixels),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+AT_ONCE = 2**24  # bytes; an H100 has 50 MB of L2 in two halves
+
 
 @dataclass(frozen=True)
 class Call:
@@ -35,6 +37,11 @@ class Call:
     def pixels(self) -> int:
         """Output pixels, N*P*Q."""
         return self.output.numel() // self.output.shape[1]
+
+    def tiles_at_once(self, pixels: int) -> int:
+        """Tiles of that many output pixels whose input fits in L2 beside what else is there."""
+        read = pixels * self.stride[0] * self.stride[1] * self.input.shape[1] * self.input.element_size()
+        return max(1, AT_ONCE // read)
 
     def epilogue(self) -> tuple[Tensor, Tensor, Tensor]:
         """bias, residual, output; the output stands in for an absent one, which is never read."""

@@ -84,7 +84,7 @@ def tiles(target: str, precision: str, lanes: int, depth: int, taps: int) -> tup
     if precision == "3xtf32":
         found = [] if serves == "hip" else _tensor_float(serves, lanes, depth)
     elif precision == "ieee":
-        found = _vector(lanes, depth)
+        found = _vector(serves, lanes, depth, taps)
     else:
         found = _matrix(serves, precision, lanes, depth)
     if serves == "hip":
@@ -94,7 +94,7 @@ def tiles(target: str, precision: str, lanes: int, depth: int, taps: int) -> tup
     if triton_version() >= (3, 9):
         return tuple(replace(tile, cache=".ca") for tile in found)
     # before 3.9 a copy of 16 bytes goes past L1 whatever the modifier says, one of 8 bytes through it
-    wide = [tile for tile in found if tile.pixels == 128 and tile.outputs >= 64 and precision in ("16", "tf32")]
+    wide = [tile for tile in found if tile.pixels >= 128 and tile.outputs >= 64 and precision in ("16", "tf32")]
     return (*found, *(replace(tile, cache=".ca", copy=8) for tile in wide))
 
 
@@ -122,10 +122,12 @@ def _matrix(serves: str, precision: str, lanes: int, depth: int) -> list[Tile]:
     return [*found, Tile(64, lanes, depth, 4, 4, True)]
 
 
-def _vector(lanes: int, depth: int) -> list[Tile]:
+def _vector(serves: str, lanes: int, depth: int, taps: int) -> list[Tile]:
     """ieee float32 outside of the matrix unit."""
     if lanes < 64:
-        return [Tile(64, lanes, depth, 4, 3, False)]
+        spills = (serves, depth) == ("cuda:90", 32) and taps > 1
+        wide = [Tile(128, lanes, depth, 4, 3, False)] * (lanes == 32 and not spills)  # fewer loads for a product
+        return [*wide, Tile(64, lanes, depth, 4, 3, False)]
     if depth < 32:  # wider or smaller tiles spill
         return [Tile(128, 64, depth, 8, 4, False)]
     return [Tile(64, 128, depth, 8, 3, False)] * (lanes == 128) + [Tile(64, 64, depth, 4, 3, False)]

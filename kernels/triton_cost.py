@@ -12,8 +12,7 @@ from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_device import Device
 
 FROM_L2 = 0.25
-FIXED_INSTRUCTIONS = 1000  # of a warp, before and after the loop: addresses, residual, layout, store
-STEP_INSTRUCTIONS = 130  # of a warp, without those that multiply outside of the matrix unit
+STEP_INSTRUCTIONS = 130  # of a warp
 BITMASK_INSTRUCTIONS = (120, 29)  # of a warp: a step, and each block taken in it
 
 
@@ -26,9 +25,7 @@ def gather_clocks(tile: Tile, precision: str, taps: int, device: Device) -> floa
     """Clocks of one step of the gather kernel: `tile.pixels` by `tile.outputs` by `tile.depth` products."""
     row = tile.depth * (2 if precision == "16" else 4)
     products = 2 * tile.pixels * tile.outputs * tile.depth / _rate(tile, precision, device)
-    instructions = float(STEP_INSTRUCTIONS)
-    if precision == "ieee":
-        instructions += tile.pixels * tile.outputs * tile.depth / (32 * tile.warps)
+    instructions = _vector_instructions(tile) if precision == "ieee" else STEP_INSTRUCTIONS
     weights = tile.outputs * (2 if precision == "3xtf32" else 1)
     cached = taps > 1 and tile.cache == ".ca"
     port = tile.pixels + weights + _read(tile, precision, device) + (tile.pixels if cached else 0)
@@ -51,9 +48,25 @@ def bitmask_clocks(tile: Tile, precision: str, taken: float, taps: int, device: 
     )  # fmt: skip
 
 
-def fixed_clocks(tile: Tile) -> float:
-    """Clocks of a program outside of its loop."""
-    return FIXED_INSTRUCTIONS * tile.warps / 4
+def fixed_clocks(tile: Tile, taps: int, rows: int = 1) -> float:
+    """Clocks of a program outside of its loop: what taps lie inside, addresses, residual, layout, store.
+
+    Args:
+        rows: tiles of outputs that a program sums, of the bitmask kernel 4.
+    """
+    sums = rows * tile.pixels * tile.outputs / (32 * tile.warps)  # of a thread
+    instructions = 200 + 9.5 * sums + (13.5 * tile.pixels / tile.warps if taps > 1 else 0)
+    return instructions * tile.warps / 4
+
+
+def _vector_instructions(tile: Tile) -> float:
+    """Instructions of a warp in a step: products, and loads of their operands, 16 bytes each, from shared memory.
+
+    A thread sums a rectangle of outputs, square or twice as wide.
+    """
+    sums = tile.pixels * tile.outputs // (32 * tile.warps)
+    side = 1 << (sums.bit_length() - 1) // 2
+    return tile.depth * (sums + (side + sums / side) / 4) + 50 + 1.6 * tile.pixels / tile.warps
 
 
 def _rate(tile: Tile, precision: str, device: Device) -> float:

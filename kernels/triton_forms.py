@@ -39,6 +39,11 @@ class Form:
     rows: int
     precision: str
 
+    @property
+    def sums(self) -> int:
+        """Tiles of outputs that a program sums."""
+        return self.rows if self.kernel == "bitmask" else 1
+
     def __str__(self) -> str:
         name = "bitmask" if self.kernel == "bitmask" else f"gather, {self.rows} rows" if self.rows > 1 else "gather"
         return f"{name}, 3xTF32" if self.precision == "3xtf32" else name
@@ -49,20 +54,31 @@ class Work:
     """What a form does for each tile of pixels.
 
     Args:
-        unions: programs for each tile of pixels, before a tile narrower than the table cuts them.
-        steps: steps over all unions.
-        longest: steps of the longest union.
+        lengths: steps of each union, the longest first.
         taken: blocks taken a step, of the bitmask kernel.
         lanes: outputs of a union, padded.
         depth: products of a step along the reduction.
     """
 
-    unions: int
-    steps: int
-    longest: int
+    lengths: tuple[int, ...]
     taken: float
     lanes: int
     depth: int
+
+    @property
+    def unions(self) -> int:
+        """Programs for each tile of pixels, before a tile narrower than the table cuts them."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """Steps over all unions."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest union."""
+        return self.lengths[0]
 
 
 def forms(grid: BlockGrid, precision: str) -> list[Form]:
@@ -96,12 +112,13 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
         steps = [visits(members) * taps for members in joined]
         blocks = sum(row.columns.bit_count() for row in rows) * taps
         height, width = grid.block_size
-        return Work(len(joined), sum(steps), max(steps), blocks / max(sum(steps), 1), form.rows * height, width)
+        lengths = tuple(sorted(steps, reverse=True))
+        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width)
     reductions = [reduction(grid, members) for members in joined]
     widest = max(lanes(sum(row.height for row in members)) for members in joined)
     depth = choose_depth(reductions, itemsize, widest)
-    steps = [-(-n // depth) for n in reductions]
-    return Work(len(joined), sum(steps), max(steps), 1.0, widest, depth)
+    lengths = tuple(sorted((-(-n // depth) for n in reductions), reverse=True))
+    return Work(lengths, 1.0, widest, depth)
 
 
 def reduction(grid: BlockGrid, members: Sequence[Row]) -> int:
@@ -126,8 +143,8 @@ def tiles_of(form: Form, work: Work, taps: int, device: Device) -> tuple[Tile, .
 def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     """Clocks for each pixel, over all outputs, of a device that has all the pixels that it can use."""
     tile = tiles_of(form, work, taps, device)[0]
-    slices = work.lanes // (tile.outputs * (form.rows if form.kernel == "bitmask" else 1))
-    clocks = work.steps * step_clocks(form, work, tile, taps, device) + work.unions * fixed_clocks(tile)
+    slices = work.lanes // (tile.outputs * form.sums)
+    clocks = work.steps * step_clocks(form, work, tile, taps, device) + work.unions * fixed_clocks(tile, taps, form.sums)
     return slices * clocks / tile.pixels
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_epilogue import finish_lanes, reduce
-from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, tap_inside
+from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
 
 
 @triton.jit
@@ -83,6 +83,7 @@ def gather_kernel(
     PW: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,
+    GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -106,10 +107,10 @@ def gather_kernel(
     COPY: neighbouring channels that one copy of activations may take. ONCE: compute an operand anew rather than
     use it in two products, for which Triton 3.8 would write it to shared memory.
     """
-    slices = unions * (LANES // BN)
-    union = tl.program_id(0) % slices // (LANES // BN)
-    lane = tl.program_id(0) % (LANES // BN) * BN
-    m = (tl.program_id(0) // slices) * BM + tl.arange(0, BM)
+    part, tile = place(pixels, unions * (LANES // BN), BM, GROUP)
+    union = part // (LANES // BN)
+    lane = part % (LANES // BN) * BN
+    m = tile * BM + tl.arange(0, BM)
     base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
     first = tl.load(pointers_ptr + union)
     last = tl.load(pointers_ptr + union + 1)
@@ -192,6 +193,7 @@ def launch(
         float(call.negative_slope),
         **call.constants(),
         **tile.constants(lanes, entry_width, precision, call.input.element_size()),
+        GROUP=call.tiles_at_once(tile.pixels),
         RUN=min(run, tile.outputs),
         FULL=outputs.numel() == output.shape[1],
         SPLITS=splits,

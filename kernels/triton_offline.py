@@ -32,7 +32,7 @@ LANES = (16, 32, 64, 128)
 
 SCALARS = {"pixels": "i32", "unions": "i32", "slope": "fp32"}
 EPILOGUE = {"HAS_BIAS": True, "HAS_RESIDUAL": True, "ACTIVATION": "relu"}
-UNIT = {"SH": 1, "SW": 1, "DH": 1, "DW": 1}
+UNIT = {"SH": 1, "SW": 1, "DH": 1, "DW": 1, "GROUP": 64}
 
 
 @dataclass(frozen=True)

@@ -125,5 +125,6 @@ def _rounded(weights: Tensor, precision: str) -> Tensor:
 
 
 def round_to_tf32(tensor: Tensor) -> Tensor:
-    """float32 `tensor` rounded to the 10 bits of tf32's mantissa, ties away from zero."""
-    return ((tensor.contiguous().view(torch.int32) + 0x1000) & -8192).view(torch.float32)
+    """float32 `tensor` rounded to the 10 bits of tf32's mantissa, ties away from zero; infinities and NaN stay."""
+    rounded = ((tensor.contiguous().view(torch.int32) + 0x1000) & -8192).view(torch.float32)
+    return torch.where(tensor.isfinite(), rounded, tensor)  # a GPU's own NaN, all bits set, would become -0

@@ -16,7 +16,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_forms import Form
 from fxdbsr.kernels.triton_pack import output_lanes, round_to_tf32
 from fxdbsr.kernels.triton_plan import Choice
-from fxdbsr.kernels.triton_rows import column_masks, spans, split_rows, unions
+from fxdbsr.kernels.triton_rows import column_masks, spans, split_rows, unions, visits
 
 
 def pack_bitmask(
@@ -28,7 +28,7 @@ def pack_bitmask(
     channels = grid.in_channels // grid.groups
     crow, col = crow_indices.tolist(), col_indices.tolist()
     joined = unions(split_rows(grid, column_masks(crow, col)), form.rows)
-    joined.sort(key=lambda members: sum(row.columns.bit_count() for row in members), reverse=True)
+    joined.sort(key=visits, reverse=True)
 
     entries: list[int] = []
     blocks: list[int] = []

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Where an output pixel reads: its offset in the input, and which taps of the kernel lie inside the image.
+"""Which pixels a program computes, and where a pixel reads: its offset in the input, which taps lie inside the image.
 
 x is `[N, H, W, C]`, channels last. An entry of the tables, `channel | r << 24 | s << 27`, moves the offset to a
 channel and a tap (r, s); r = s = 7 stands for padding of a step, which reads as zero.
@@ -9,6 +9,22 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def place(pixels, parts, BM: tl.constexpr, GROUP: tl.constexpr):
+    """(part of the outputs, tile of BM pixels) of this program.
+
+    All tiles of a part, then those of the next: unions come with the longest first, so that the short ones fill up
+    what is left (`triton_schedule`). Tiles are taken in even groups of up to GROUP, whose input stays in L2 meanwhile.
+    """
+    tiles = (pixels + BM - 1) // BM
+    groups = (tiles + GROUP - 1) // GROUP
+    size = (tiles + groups - 1) // groups
+    first = tl.program_id(0) // (parts * size) * size
+    inside = tl.program_id(0) - first * parts
+    here = tl.minimum(size, tiles - first)
+    return inside // here, first + inside % here
 
 
 @triton.jit

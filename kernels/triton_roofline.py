@@ -8,10 +8,11 @@
 The third dense candidate, this engine's kernels with all blocks, is beaten by the same kernels with the blocks
 that are kept; its time says how much of a gain is the fused epilogue's and how much is sparsity's.
 
-work: waves of programs times (fixed + steps * step) clocks by `triton_cost`. bytes: input, output, residual and
-the weights that are kept, each touched once (a strided 1x1 conv reads only the pixels that it needs). latency:
-1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch + max(FLOP / (0.8 peak), bytes /
-bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
+work: programs of fixed + steps * step clocks by `triton_cost`, spread over the processors (`triton_schedule`).
+bytes: input, output, residual and the weights that are kept, each touched once (a strided 1x1 conv reads only the
+pixels that it needs). latency: 1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch +
+max(FLOP / (0.8 peak), bytes / bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the
+error of the model.
 
 Where the size of the input is not known, it is taken to be large: SIZE pixels of output.
 """
@@ -30,6 +31,7 @@ from fxdbsr.kernels.triton_device import H200, Device
 from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_plan import choose_tile
+from fxdbsr.kernels.triton_schedule import makespan
 
 MARGIN = 1.05
 SIZE = (32, 56, 56)  # images, height, width
@@ -87,11 +89,10 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     if form.kernel == "gather":
         sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
         tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
-    slices = found.lanes // (tile.outputs * (form.rows if form.kernel == "bitmask" else 1))
-    programs = found.unions * slices * ceil(layer.pixels / tile.pixels) * splits
-    waves = ceil(programs / device.processors)
-    steps = found.steps / found.unions / splits
-    clocks = waves * (fixed_clocks(tile) + steps * step_clocks(form, found, tile, taps, device))
+    slices = found.lanes // (tile.outputs * form.sums)
+    step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
+    costs = [fixed + ceil(length / splits) * step for length in found.lengths]
+    clocks = makespan(costs, slices * ceil(layer.pixels / tile.pixels) * splits, device.processors)
     longest = _latency(ceil(found.longest / splits), device)
     memory = layer.bytes(layer.density, layer.residual) / device.bandwidth
     seconds = device.launch + max(clocks / device.clock, memory, longest)

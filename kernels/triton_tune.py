@@ -142,7 +142,8 @@ def tune(
             found[name] = reason
     if not runs:
         raise RuntimeError(f"no candidate of the Triton engine gives right numbers: {found}")
-    milliseconds = timer(runs)
+    with torch.cuda.device_of(example):  # whose streams and graphs hold the runs
+        milliseconds = timer(runs)
     fastest = min(milliseconds, key=milliseconds.__getitem__)
     return choices[fastest], {**found, **milliseconds}
 

@@ -17,11 +17,13 @@ import torch
 
 pytest.importorskip("triton")
 
+import fxdbsr
 from bench import gpu, gpu_convs, gpu_first, gpu_layers, gpu_models, gpu_plan, inspect_kernels
 from bench.gpu_convs import Conv
 from bench.gpu_hazards import CONVS
-from bench.gpu_networks import deadline, live_mask
+from bench.gpu_networks import deadline, live_mask, pruned, sparse_arms
 from bench.gpu_setting import Case, Records, Setting
+from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision, needs_interpreter
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,7 @@ def test_every_layer_is_printed_with_ceiling_choice_and_reason(
 
 REHEARSAL = """
 import sys
+import fxdbsr
 from bench import gpu, gpu_convs, gpu_layers, gpu_models
 from bench.gpu_hazards import CONVS
 listed = {CONVS["1x1"]: 1}
@@ -164,6 +167,15 @@ def test_masks_leave_no_row_and_no_column_empty(shape: tuple[int, int], density:
     assert mask.any(0).all()
     assert mask.any(1).all()
     assert mask.sum() == max(round(density * mask.numel()), *shape)
+
+
+def test_networks_are_planned_for_the_size_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = fxdbsr.convert
+    monkeypatch.setattr(fxdbsr, "convert", lambda source, backend: convert(source, backend="dense"))
+    arms = sparse_arms(pruned("tiny", (32, 32), 0.5), torch.zeros(5, 3, 8, 8), "fp16")
+    for arm in arms.values():
+        sizes = [layer.input_size for layer in arm.modules() if isinstance(layer, PackedConv)]
+        assert sizes == [(5, 8, 8), (5, 6, 6)]
 
 
 def test_a_deadline_interrupts() -> None:

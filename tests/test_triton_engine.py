@@ -204,6 +204,13 @@ def test_3xtf32_splits_without_loss(engine: ModuleType) -> None:
     torch.testing.assert_close(high.double() + low.double(), x.double(), rtol=2**-22, atol=0)
 
 
+def test_nan_and_infinities_survive_rounding_to_tf32(engine: ModuleType) -> None:
+    pack = importlib.import_module("fxdbsr.kernels.triton_pack")
+    of_a_gpu = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    x = torch.cat([of_a_gpu, torch.tensor([float("nan"), float("inf"), float("-inf")])])
+    torch.testing.assert_close(pack.round_to_tf32(x), x, equal_nan=True)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(engine: ModuleType, activation: str) -> None:
     check(engine, Case(channels=32, activation=activation))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.nn import fastest
 from tests.triton_cases import DEVICE, GPU, Case, build, check, float32_precision, imported, needs_interpreter, sparse
 
 pytestmark = needs_interpreter
@@ -197,6 +199,20 @@ def test_tune_times_no_candidate_with_wrong_numbers(engine: ModuleType, monkeypa
     _, found = tuned(engine, lambda runs: dict.fromkeys(runs, 1.0))
     assert "against float64" in found["gather, 2 rows"]
     assert found["gather, 4 rows"] == 1.0
+
+
+def test_candidates_are_timed_on_the_device_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    @contextmanager
+    def device(of: torch.device) -> Iterator[None]:
+        current.append(of.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr("fxdbsr.kernels.triton_timing.graph_milliseconds", lambda calls: {"on": current[-1]})
+    assert fastest.milliseconds({}, torch.device("cuda:1")) == {"on": 1}
 
 
 def test_tune_without_a_right_candidate_raises(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ def milliseconds(calls: Mapping[str, Callable[[], Any]], device: torch.device) -
     if device.type == "cuda":
         from fxdbsr.kernels.triton_timing import graph_milliseconds
 
-        return graph_milliseconds(calls)
+        with torch.cuda.device(device):  # whose streams and graphs hold the calls
+            return graph_milliseconds(calls)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():

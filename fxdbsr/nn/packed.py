@@ -161,22 +161,24 @@ class PackedConv(nn.Module):
     def _pack(self) -> list[Tensor]:
         """Put the values in the engine's order, and return its tables."""
         module = None if self.engine == "reference" else engine_module(self.engine)
-        grid, values = self.grid, self.values
-        if self.lift is not None:
-            grid, values = self.lift.grid, self.lift.values(values.detach())
+        values = self.values if self.lift is None else self.lift.values(self.values.detach())
         values = values if module is None else module.layout(values)
         if self.lift is None:
             self.values = values
         else:
             self.register_buffer("lifted_values", values, persistent=False)
             self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
-        if module is None:
-            return []
+        return [] if module is None else self._tables(values)
+
+    def _tables(self, values: Tensor) -> list[Tensor]:
+        """The engine's tables for the planar `values`."""
         form = {**self.form}
         if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
             form["precision"] = self.precision
-        tables: list[Tensor] = module.tables(
-            grid, values, self.crow_indices, self.col_indices, *self._sizes[2:5], **form
+        planar = self.lift or self
+        indices = (self.crow_indices, self.col_indices)
+        tables: list[Tensor] = engine_module(self.engine).tables(  # type: ignore[union-attr]
+            planar.grid, values, *indices, *self._sizes[2:5], **form
         )
         return tables
 
@@ -254,14 +256,17 @@ class PackedConv(nn.Module):
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         state: dict[str, Any] = self._buffers
         own = self.lift is None
+        values = state["values"] if own else self.planar_values()
+        # the tables of that engine hold a copy of the values
+        live = self.engine == "triton" and torch.is_grad_enabled() and values.requires_grad
         return ops.conv(
             x,
-            state["values"] if own else self.planar_values(),
+            values,
             state["crow_indices"],
             state["col_indices"],
             state["bias"] if own else self.planar_bias(),
             residual,
-            self.derived(),
+            self._tables(values.detach()) if live else self.derived(),
             *self._sizes,
             activation,
             self.negative_slope,
