@@ -298,6 +298,11 @@ def activated(code: Code, value: str, n: int, activation: str, negative_slope: f
         kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
         return code.value(f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}")
 
+    def bound(value: str, limit: float, beyond: str) -> str:
+        """The limit where it lies `beyond` the value, which NaN never does: one instruction on x86."""
+        crossed = code.value(f"fcmp {beyond} {vector} {constant(limit)}, {value}")
+        return code.value(f"select <{n} x i1> {crossed}, {vector} {constant(limit)}, {vector} {value}")
+
     def plus_product(a: str, b: str | float, c: str | float) -> str:
         b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
         return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
@@ -320,15 +325,15 @@ def activated(code: Code, value: str, n: int, activation: str, negative_slope: f
 
     match activation:
         case "relu":
-            return clip(value, "ugt", 0.0)
+            return bound(value, 0.0, "ogt")
         case "relu6":
-            return clip(clip(value, "ugt", 0.0), "ult", 6.0)
+            return bound(bound(value, 0.0, "ogt"), 6.0, "olt")
         case "leaky_relu":
             below = code.value(f"fmul {vector} {value}, {constant(negative_slope)}")
             return clip(value, "ugt", 0.0, below)
         case "hardswish":
-            gate = clip(code.value(f"fadd {vector} {value}, {constant(3.0)}"), "ugt", 0.0)
-            product = code.value(f"fmul {vector} {value}, {clip(gate, 'ult', 6.0)}")
+            gate = bound(code.value(f"fadd {vector} {value}, {constant(3.0)}"), 0.0, "ogt")
+            product = code.value(f"fmul {vector} {value}, {bound(gate, 6.0, 'olt')}")
             return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
         case "silu":
             return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")
