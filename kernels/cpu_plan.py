@@ -175,15 +175,18 @@ def line_table(code: Conv) -> list[int]:
     return table
 
 
-def task_table(code: Conv, rows: int, images: int, threads: int) -> list[int]:
-    """`cpu_steps.TASK` for each task: panels of tiles that the cache holds, by groups of block rows."""
+def task_table(code: Conv, rows: int, nnz: int, images: int, threads: int) -> list[int]:
+    """`cpu_steps.TASK` for each task: panels of tiles that the cache holds, by groups of block rows.
+
+    Where panels are too few for the threads, what all of them read is cut: the kept weights, or else the input.
+    """
     (P, Q), (height, width) = code.out, code.tile
     lines, columns = ceil(P / height), ceil(Q / width)
     line_bytes = code.stride[0] * height * code.x.line * ceil(code.x.channels / code.x.block) * code.element[1]
     along = columns if lines == 1 else lines  # what panels are cut from
     panels = ceil(along / max(1, min(along, PANEL_BYTES * along // max(1, lines * line_bytes))))
     wanted = TASKS * threads
-    weights = rows * code.order.block(code.group[1], code.kernel[0] * code.kernel[1])
+    weights = nnz * code.order.block(code.block[1], code.kernel[0] * code.kernel[1])
     groups = 1
     if images * panels < wanted and threads > 1:
         if weights > lines * line_bytes // code.element[1]:

@@ -60,7 +60,7 @@ def conv_of(
 ) -> Step:
     """A conv between `layouts` of x, y, residual; `places` are those of x, y, residual, bias, w, crow, col."""
     code, seen = code_of(conv, target, *layouts, images)
-    tables = _tables(code, conv, seen, threads)
+    tables = _tables(code, conv, nnz, seen, threads)
     numbers = [table.data_ptr() for table in tables]
     return Step(_compiled_conv(code), (*places, *numbers, nnz), len(tables[2]) // len(TASK), tables)
 
@@ -91,9 +91,9 @@ def _compiled_pool(pool: Pool) -> jit.Compiled:
 
 
 @lru_cache(512)
-def _tables(code: Conv, conv: Geometry, images: int, threads: int) -> tuple[Tensor, ...]:
+def _tables(code: Conv, conv: Geometry, nnz: int, images: int, threads: int) -> tuple[Tensor, ...]:
     rows = conv.grid.shape[0]
-    tables = row_table(code, conv.grid), line_table(code), task_table(code, rows, images, threads)
+    tables = row_table(code, conv.grid), line_table(code), task_table(code, rows, nnz, images, threads)
     return tuple(torch.tensor(table, dtype=torch.int32) for table in tables)
 
 

@@ -2,6 +2,7 @@
 
 The sums of `rows x columns` pixels times a few vectors of outputs stay in registers while the blocks stream past:
 
+    prefetch the lines of the outputs
     for each block, each kernel row r that meets the image, each kernel column s, each unit of inputs k:
         load the weights of k, a vector or two; prefetch those that come 4 KB later
         for each pixel: broadcast its inputs k, multiply, add
@@ -125,7 +126,9 @@ class Tile:
 
     def write(self) -> str:
         """The function's text."""
-        conv = self.conv
+        conv, size = self.conv, self.conv.element[1]
+        for a, b in self.pixels:
+            self._prefetch("%y", self._output(conv.y, a, b, self.start) * size, self.count * size, for_writing=True)
         first = ["zeroinitializer"] * len(self.vectors)
         if conv.bias and conv.order.sums == 1:
             first = [self.code.floats("%bias", start, n, count, conv.bfloat16) for start, n, count in self.vectors]
@@ -139,6 +142,12 @@ class Tile:
         pointers = ", ".join(f"ptr noalias %{name}" for name in ("x", "y", "residual", "bias", "w", "col"))
         head = f"define internal void @tile_{self.start}_{self.count}({pointers}, i64 %n, i64 %first, i64 %last)"
         return self.code.function(f"{head} noinline nounwind")
+
+    def _prefetch(self, pointer: str, first: int, size: int, for_writing: bool = False) -> None:
+        """Fetch the lines that start in `size` bytes from byte `first` on."""
+        for line in range(first, first + size, 64):
+            at = self.code.at(pointer, line, "i8")
+            self.code.emit(f"call void @llvm.prefetch.p0(ptr {at}, i32 {int(for_writing)}, i32 3, i32 1)")
 
     def _loop(
         self, name: str, start: int | str, stop: int | str, step: int, body: Callable[..., list[str]], sums: list[str]
@@ -206,9 +215,8 @@ class Tile:
         code, conv, order, sums = self.code, self.conv, self.conv.order, [*sums]
         row = order.unit * order.height  # weights of a unit
         for i in units:
-            for line in range(-(-i * row * conv.weight[1] // 64) * 64, (i + 1) * row * conv.weight[1], 64):
-                far = code.at(w, line + _PREFETCH, "i8")
-                code.emit(f"call void @llvm.prefetch.p0(ptr {far}, i32 0, i32 3, i32 1)")
+            lines = -(-i * row * conv.weight[1] // 64) * 64, (i + 1) * row * conv.weight[1]
+            self._prefetch(w, lines[0] + _PREFETCH, lines[1] - lines[0])
             weights = [
                 code.load(code.at(w, i * row + v * order.unit, conv.weight[0]), self._vector(n), conv.weight[1])
                 for v, n, _ in self.vectors
@@ -290,6 +298,11 @@ def activated(code: Code, value: str, n: int, activation: str, negative_slope: f
         kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
         return code.value(f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}")
 
+    def bound(value: str, limit: float, beyond: str) -> str:
+        """The limit where it lies `beyond` the value, which NaN never does: one instruction on x86."""
+        crossed = code.value(f"fcmp {beyond} {vector} {constant(limit)}, {value}")
+        return code.value(f"select <{n} x i1> {crossed}, {vector} {constant(limit)}, {vector} {value}")
+
     def plus_product(a: str, b: str | float, c: str | float) -> str:
         b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
         return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
@@ -312,15 +325,15 @@ def activated(code: Code, value: str, n: int, activation: str, negative_slope: f
 
     match activation:
         case "relu":
-            return clip(value, "ugt", 0.0)
+            return bound(value, 0.0, "ogt")
         case "relu6":
-            return clip(clip(value, "ugt", 0.0), "ult", 6.0)
+            return bound(bound(value, 0.0, "ogt"), 6.0, "olt")
         case "leaky_relu":
             below = code.value(f"fmul {vector} {value}, {constant(negative_slope)}")
             return clip(value, "ugt", 0.0, below)
         case "hardswish":
-            gate = clip(code.value(f"fadd {vector} {value}, {constant(3.0)}"), "ugt", 0.0)
-            product = code.value(f"fmul {vector} {value}, {clip(gate, 'ult', 6.0)}")
+            gate = bound(code.value(f"fadd {vector} {value}, {constant(3.0)}"), 0.0, "ogt")
+            product = code.value(f"fmul {vector} {value}, {bound(gate, 6.0, 'olt')}")
             return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
         case "silu":
             return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")

@@ -570,13 +570,14 @@ TASK_CASES = [
 ]
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c.name)
-def test_tasks_cover_each_output_and_are_enough_for_all_threads(case: Case, threads: int) -> None:
+def test_tasks_cover_each_output_and_are_enough_for_all_threads(case: Case, threads: int, kept: float) -> None:
     assert TARGET is not None
     conv = code(case, TARGET)
-    rows = geometry(case).grid.shape[0]
-    table = torch.tensor(task_table(conv, rows, case.batch, threads)).view(-1, len(TASK))
+    rows, columns = geometry(case).grid.shape
+    table = torch.tensor(task_table(conv, rows, int(kept * rows * columns), case.batch, threads)).view(-1, len(TASK))
     covered = torch.zeros(case.batch, *conv.out, rows, dtype=torch.int64)
     for image, top, bottom, left, right, first, last in table.tolist():
         covered[image, top:bottom, left:right, first:last] += 1

@@ -23,7 +23,7 @@ from fxdbsr.graph import trace_eval
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import best_grid
-from fxdbsr.network import runner
+from fxdbsr.network import plan, runner
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.plan import Run
 from fxdbsr.nn.packed import PackedConv
@@ -179,22 +179,42 @@ def test_result_does_not_depend_on_the_batch_or_the_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def test_every_value_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory starts as NaN, but for borders and what fills up planes."""
+@pytest.mark.parametrize("large", [0, 5_000, 30_000, 1 << 20])
+def test_every_value_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    """Memory starts as NaN, but for borders and what fills up planes; whatever is done image by image."""
     plain = runner.Memory.__init__
 
-    def poisoned(self: runner.Memory, plan: Any, modules: Any) -> None:
-        plain(self, plan, modules)
-        own = [b for item in plan.items if isinstance(item, Run) for move in item.moves for b in move.buffers]
-        clean = [(b.offset, b.offset + plan.batch * b.layout.image * 4) for b in own if not b.layout.is_full]
+    def poisoned(self: runner.Memory, made: Any, modules: Any) -> None:
+        plain(self, made, modules)
+        own = [b for item in made.items if isinstance(item, Run) for move in item.moves for b in move.buffers]
+        clean = [
+            (b.offset, b.offset + (1 if b.alone else made.batch) * b.layout.image * 4)
+            for b in own
+            if not b.layout.is_full
+        ]
         saved = [self.arena[start:stop].clone() for start, stop in clean]
         self.arena.fill_(255)
         for (start, stop), old in zip(clean, saved, strict=True):
             self.arena[start:stop] = old
 
     monkeypatch.setattr(runner.Memory, "__init__", poisoned)
+    monkeypatch.setattr(plan, "LARGE", large / torch.get_num_threads())
     for block in ((16, 16), (8, 8), (32, 16)):
         assert_same(converted(Residual(), block), torch.randn(2, 3, 20, 20))
+
+
+def test_images_taken_one_by_one_give_the_same_bits_in_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, found, original = torch.randn(5, 3, 20, 20), [], converted(Residual())
+    for large in (1 << 20, 30_000, 5_000, 0):  # bytes
+        monkeypatch.setattr(plan, "LARGE", large / torch.get_num_threads())
+        model = copy.deepcopy(original)
+        y = planned_call(model, x)
+        made = plan_of(model).first
+        assert isinstance(made.items[0], Run)
+        found.append((y, made.items[0].alone, made.bytes))
+    assert all(torch.equal(y, found[0][0]) for y, _, _ in found)
+    assert 0 == found[0][1] < found[1][1] < found[2][1] < found[3][1]
+    assert found[3][2] < found[0][2]
 
 
 def test_outputs_stay_when_the_model_is_called_again() -> None:

@@ -23,12 +23,14 @@ class Buffer:
     Args:
         layout: of an image.
         outside: it is a tensor of its own, made in each call; else it lies in the arena.
+        alone: it holds one image at a time; else all of the batch.
         first, last: place in the order of the item that writes it, and of the last one that reads it.
         offset: bytes from the arena's start.
     """
 
     layout: Layout
     outside: bool = False
+    alone: bool = False
     first: int = 0
     last: int = 0
     offset: int = 0
@@ -52,9 +54,9 @@ def arrange(buffers: Sequence[Buffer], batch: int, itemsize: int) -> int:
         buffer.offset = at
         placed.append((at, at + need, buffer))
         size = max(size, at + need)
-    slots: dict[Layout, list[Buffer]] = {}
+    slots: dict[tuple[Layout, bool], list[Buffer]] = {}
     for buffer in own:
-        slot = slots.setdefault(buffer.layout, [])
+        slot = slots.setdefault((buffer.layout, buffer.alone), [])
         free = next((i for i, other in enumerate(slot) if other.last < buffer.first), None)
         if free is None:
             buffer.offset, size = size, size + _bytes(buffer, batch, itemsize)
@@ -65,4 +67,5 @@ def arrange(buffers: Sequence[Buffer], batch: int, itemsize: int) -> int:
 
 
 def _bytes(buffer: Buffer, batch: int, itemsize: int) -> int:
-    return -(-(batch * buffer.layout.image * itemsize + SLACK) // PAGE) * PAGE
+    images = 1 if buffer.alone else batch
+    return -(-(images * buffer.layout.image * itemsize + SLACK) // PAGE) * PAGE

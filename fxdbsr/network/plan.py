@@ -23,21 +23,28 @@ from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.operations import Image, Operation
 from fxdbsr.nn.packed import PackedConv
 
+LARGE = 512 << 10  # bytes of an image, for each thread, of which their second-level caches hold but one or two
+
 
 @dataclass
 class Move:
-    """A step before memory is known: the buffers that it reads and writes, and how it is made of their places."""
+    """A step before memory is known: the buffers that it reads and writes, and how it is made for so many images."""
 
     buffers: tuple[Buffer, ...]  # the last one is written
-    make: Callable[[Sequence[Place]], Step]
+    make: Callable[[Sequence[Place], int], Step]
     layer: nn.Module | None = None  # whose work it does, None for copies and pools
 
 
 @dataclass
 class Run:
-    """Steps in a row; `outside` are the buffers 1, 2, ... of its program, the arena is buffer 0."""
+    """Steps in a row; `outside` are the buffers 1, 2, ... of its program, the arena is buffer 0.
 
+    The first move is number `start` of the plan. The first `alone` moves are done image by image.
+    """
+
+    start: int
     moves: list[Move] = field(default_factory=list)
+    alone: int = 0
     outside: list[Buffer] = field(default_factory=list)
     program: Program | None = None
 
@@ -101,13 +108,35 @@ class Plan:
             else:
                 self._leave(node)
         runs = [item for item in self.items if isinstance(item, Run)]
+        for run in runs:
+            self._separate(run)
         buffers = list({id(b): b for run in runs for move in run.moves for b in move.buffers}.values())
         self.bytes = arrange([b for b in buffers if not b.outside], self.batch, self.dtype.itemsize)
         for run in runs:
             run.outside = list({id(b): b for move in run.moves for b in move.buffers if b.outside}.values())
-            numbers = {id(buffer): number for number, buffer in enumerate(run.outside, 1)}
-            steps = [move.make([Place(numbers.get(id(b), 0), b.offset) for b in move.buffers]) for move in run.moves]
-            run.program = Program(self.target, steps, self.threads)
+            run.program = Program(self.target, self._steps(run), self.threads)
+
+    def _separate(self, run: Run) -> None:
+        """Take the images one by one until their values are so small that caches hold some of each."""
+        large = self.threads * LARGE / self.dtype.itemsize
+        moves = [n for n, move in enumerate(run.moves, 1) if any(b.layout.image > large for b in move.buffers)]
+        run.alone = moves[-1] if moves and self.batch > 1 else 0
+        end = run.start + run.alone - 1
+        for buffer in (buffer for move in run.moves[: run.alone] for buffer in move.buffers):
+            buffer.alone = buffer.first >= run.start and buffer.last <= end and not buffer.outside
+            if not buffer.alone:  # it meets all images, from the first one's first move to the last one's last
+                buffer.first, buffer.last = min(buffer.first, run.start), max(buffer.last, end)
+
+    def _steps(self, run: Run) -> list[Step]:
+        numbers = {id(buffer): number for number, buffer in enumerate(run.outside, 1)}
+
+        def step(move: Move, image: int, images: int) -> Step:
+            at = [b.offset + (not b.alone) * image * b.layout.image * self.dtype.itemsize for b in move.buffers]
+            places = [Place(numbers.get(id(b), 0), offset) for b, offset in zip(move.buffers, at, strict=True)]
+            return move.make(places, images)
+
+        alone = [step(move, image, 1) for image in range(self.batch) for move in run.moves[: run.alone]]
+        return [*alone, *(step(move, 0, self.batch) for move in run.moves[run.alone :])]
 
     @property
     def is_whole(self) -> bool:
@@ -188,14 +217,14 @@ class Plan:
             self._add_pool(operation, self.buffers[x], y)
 
     def _move(
-        self, buffers: Sequence[Buffer], make: Callable[[Sequence[Place]], Step], layer: nn.Module | None = None
+        self, buffers: Sequence[Buffer], make: Callable[[Sequence[Place], int], Step], layer: nn.Module | None = None
     ) -> None:
+        self._now += 1
         if not self.items or not isinstance(self.items[-1], Run):
-            self.items.append(Run())
+            self.items.append(Run(self._now))
         run = self.items[-1]
         assert isinstance(run, Run)
         run.moves.append(Move(tuple(buffers), make, layer))
-        self._now += 1
         buffers[-1].first = self._now
         for buffer in buffers:
             buffer.last = max(buffer.last, self._now)
@@ -208,7 +237,7 @@ class Plan:
         if key not in self._copies or home.outside or home.last == FOREVER:
             copy = Copy(self.target, self.dtype == torch.bfloat16, home.layout, layout)
             self._copies[key] = Buffer(layout)
-            self._move((home, self._copies[key]), lambda places: copy_of(copy, self.batch, places))
+            self._move((home, self._copies[key]), lambda places, images: copy_of(copy, images, places))
         return self._copies[key]
 
     def _add_conv(self, operation: Operation, weights: Weights, x: Buffer, y: Buffer) -> None:
@@ -221,11 +250,11 @@ class Plan:
             residual = self._fit(residual, replace(y.layout, border=(0, 0)), fits)
         tensors = (weights.values, weights.crow_indices, weights.col_indices)
 
-        def make(places: Sequence[Place]) -> Step:
+        def make(places: Sequence[Place], images: int) -> Step:
             layouts = (source.layout, y.layout, residual.layout if residual else None)
             at = (places[0], places[-1], places[1] if residual else 0, bias.data_ptr() if bias is not None else 0)
             given = (*at, *(t.data_ptr() for t in tensors))
-            step = conv_of(conv, self.target, self.batch, self.threads, layouts, given, len(weights.col_indices))
+            step = conv_of(conv, self.target, images, self.threads, layouts, given, len(weights.col_indices))
             return replace(step, kept=(*step.kept, *tensors, *(() if bias is None else (bias,))))
 
         self._move((source, residual, y) if residual else (source, y), make, operation.layer)
@@ -238,7 +267,7 @@ class Plan:
         source = self._fit(x, wanted, at.groups == 1 and (at.block, at.pixel) == (wanted.block, wanted.pixel))
         windows = (operation.kernel, operation.stride, operation.padding, to.size)
         pool = Pool(self.target, self.dtype == torch.bfloat16, operation.kind, *windows, source.layout, to)
-        self._move((source, y), lambda places: pool_of(pool, self.batch, places))
+        self._move((source, y), lambda places, images: pool_of(pool, images, places))
 
 
 def may_keep(node: fx.Node) -> bool:
