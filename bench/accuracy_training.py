@@ -156,6 +156,18 @@ def make_prepared(setting: Setting, form: str = "product", net: nn.Module | None
     return fxdbsr.prepare(make_net(setting) if net is None else net, config=config)
 
 
+def scale_energies(model: nn.Module) -> list[tuple[nn.Parameter, float]]:
+    """Every scale with the mean of its blocks' squared norms.
+
+    A step of SGD on a scale moves its block along itself by this much more than the step on the weights does, where
+    the scale is 1: large blocks would be decided before their weights have learned anything.
+    """
+    return [
+        (layer.scale, float(layer.grid.block_sum(layer.weight.detach().square()).mean()))
+        for layer in blocked_layers(model)
+    ]
+
+
 def without_scales(model: nn.Module) -> nn.Module:
     """`model` with its scales frozen at 1."""
     for scale in fxdbsr.block_scales(model).values():
@@ -203,6 +215,8 @@ class Training:
             group["factor"] = lr_of_scales if number == 2 else 1.0
         if len(groups) > 2:
             groups[2]["weight_decay"] = self.setting.option("scale_decay", 0.0)
+        if rate := self.setting.option("scale_rate", 0.0):
+            groups[2:] = [groups[2] | {"params": [s], "factor": rate / e} for s, e in scale_energies(model)]
         self.optimizer = torch.optim.SGD(groups, lr=self.setting.lr, momentum=MOMENTUM, nesterov=True, fused=True)
 
     def run(self, until: float = 1.0, after_step: Callable[[int], None] | None = None) -> nn.Module:

@@ -69,6 +69,12 @@ FIRST = (
     Trial("nothing: the default itself", "0: a tie in earlier trials of smaller nets"),
     Trial("blocks of 16x16", "-2: in a first look scales decided too early", shared={"block": (16, 16)}),
     Trial(
+        "blocks of 16x16, scales learn at 0.3 over their blocks' mean squared norm at the start",
+        "0: a step moves a block along itself by that norm times what its weights do; 8 for these, 0.5 for 4x4",
+        options={"scale_rate": 0.3},
+        shared={"block": (16, 16)},
+    ),
+    Trial(
         "blocks of 16x16, channels reordered ten times, no scales",
         "+2: the larger the block, the more the order matters",
         options={"order": 10, "scales": False},
@@ -132,6 +138,11 @@ SECOND = (
         "scales learn three times as fast",
         "+0.5: weak blocks fade before they are cut, as single weights do in Powerpropagation",
         options={"scale_lr": 3.0},
+    ),
+    Trial(
+        "scales learn at 0.3 over their blocks' mean squared norm at the start",
+        "0: that norm is near 0.5 for blocks of 4x4",
+        options={"scale_rate": 0.3},
     ),
     Trial("scales learn at 0.3 of the rate", "0: blocks are given up later", options={"scale_lr": 0.3}),
     Trial(
