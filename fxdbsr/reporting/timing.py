@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.kernels.reference import activate
-from fxdbsr.nn.packed import PackedConv, torch_layer
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.packed_forward import torch_layer
 from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, effective_scale, plain_type
 from fxdbsr.reporting.count import Tally
 from fxdbsr.reporting.observe import Call, evaluating
