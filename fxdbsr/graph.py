@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _CodeOnlyModule, _loader, reduce_graph_module
 
-from fxdbsr.nn.scaled import ScaledFunction, keeping_float32
+from fxdbsr.nn.scaled import ScaledFunction
+from fxdbsr.nn.scaling import keeping_float32
 from fxdbsr.tracer import Tracer, values_are_tensors
 
 STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

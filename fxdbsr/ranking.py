@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import BlockedLayer, blocked_layers
-from fxdbsr.nn.scaled import effective_scale
+from fxdbsr.nn.scaling import effective_scale
 from fxdbsr.ranks import whole
 from fxdbsr.scales import check_fraction
 

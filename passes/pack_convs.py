@@ -2,7 +2,7 @@
 
 A conv without block scales goes to an engine whole where that is faster than torch's own (`why_kept`). What no
 engine packs (transposed convs whose kernels overlap, layers with hooks) becomes the torch layer again, with
-the zeros in its weight; `fxdbsr.nn.packed.why_unpacked` says why.
+the zeros in its weight; `fxdbsr.nn.lift.why_unpacked` says why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.graph import called_module
 from fxdbsr.kernels.choice import why_not
-from fxdbsr.nn.packed import PackedConv, why_unpacked
+from fxdbsr.nn.lift import why_unpacked
+from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import ScaledLayer, plain_type, why_unscalable
 from fxdbsr.passes.lowering import Lowering
 
@@ -75,6 +76,7 @@ def packed(layer: nn.Module, grid: BlockGrid, backend: str, blocked: bool = True
     )
     found.dense_grid = getattr(layer, "dense_grid", grid)
     found.kept_channels = getattr(layer, "kept_channels", "")
+    found.choose_engine()
     return found.eval()
 
 

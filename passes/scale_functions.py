@@ -15,7 +15,8 @@ from torch import fx
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, arguments_of, why_unscalable_call
 from fxdbsr.graph import get_attribute, replace
-from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight, ones_like_scales
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, check_weight
+from fxdbsr.nn.scaling import ones_like_scales
 from fxdbsr.passes.selection import Selection
 
 

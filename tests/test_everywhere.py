@@ -111,6 +111,26 @@ def test_gradients_reach_inputs_and_on_request_values(fast: ConvertedModule, pre
             assert equal(layer.values.grad, expected, 1e-4), name
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "dense"])
+def test_after_an_optimizers_step_derive_lets_the_engine_have_the_values(prepared: nn.Module, backend: str) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    fast, reference = fxdbsr.convert(prepared, backend=backend), fxdbsr.convert(prepared, backend="reference")
+    packed = {name: layer for name, layer in fast.named_modules() if isinstance(layer, PackedConv)}
+    optimizer = torch.optim.SGD([layer.values.requires_grad_() for layer in packed.values()], lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        fast(x).square().sum().backward()
+        assert all(layer.values.grad is not None for layer in packed.values())
+        optimizer.step()
+        for layer in packed.values():
+            layer.derive()
+    with torch.no_grad():
+        state = {name: values for name, values in fast.state_dict().items() if name in reference.state_dict()}
+        reference.load_state_dict(state)
+        assert equal(fast(x), reference(x), 1e-4)
+        assert not equal(fast(x), prepared(x), 1e-2)
+
+
 def test_gradients_of_values_are_right() -> None:
     torch.manual_seed(0)
     model = sparse(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(2, 3, 6, 6), 8).double()

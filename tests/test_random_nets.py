@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import fxdbsr
-from bench.random_nets import STEPS, random_masks, random_net
+from bench.random_nets import random_masks, random_net
+from bench.random_steps import STEPS
 from fxdbsr.passes.selection import CONV_TYPES
 
 BLOCKS = (1, 2, 4, (1, None), (None, 1))

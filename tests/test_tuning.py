@@ -14,7 +14,7 @@ import fxdbsr
 from bench.coverage import BOUND
 from fxdbsr.kernels import cache, tuning
 from fxdbsr.layers import blocked_layers
-from fxdbsr.nn import fastest
+from fxdbsr.nn import fastest, packed_forward
 from fxdbsr.nn.packed import PackedConv
 
 X = torch.randn(2, 8, 10, 10)
@@ -168,8 +168,8 @@ def test_a_file_that_names_no_candidate_is_measured_again(
 @pytest.fixture
 def broken_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own conv gives wrong numbers in packed layers."""
-    right = PackedConv._dense
-    monkeypatch.setattr(PackedConv, "_dense", lambda self, *call: right(self, *call) + 1e-2)
+    right = packed_forward._by_torch
+    monkeypatch.setattr(packed_forward, "_by_torch", lambda *call: right(*call) + 1e-2)
 
 
 @pytest.mark.usefixtures("broken_dense")

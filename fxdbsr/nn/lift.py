@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 
@@ -108,4 +109,16 @@ def lift_of(
         high = (grid.block_size[0] * times, grid.block_size[1])
         wide = BlockGrid(grid.out_channels * times, grid.in_channels, (1, 1), 1, high)
         return Lift(grid, wide, moves=kernel)  # type: ignore[arg-type]
+    return None
+
+
+def why_unpacked(layer: nn.Module) -> str | None:
+    """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
+    grid = layer.grid
+    assert isinstance(grid, BlockGrid)
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks"
+    if grid.transposed:
+        geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
+        return None if lift_of(grid, *geometry) else "no engine packs transposed convs whose kernels overlap"
     return None

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels import compact, dense, ops
-from fxdbsr.kernels.choice import TORCH, Case, choose, engine_module
-from fxdbsr.kernels.geometry import output_size
-from fxdbsr.kernels.reference import activate
+from fxdbsr.kernels import compact, dense
+from fxdbsr.kernels.choice import Case, choose, engine_module
+from fxdbsr.nn import packed_forward
 from fxdbsr.nn.changes import one_warning
 from fxdbsr.nn.lift import lift_of
 
 
 class PackedConv(nn.Module):
     """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
+
+    It computes once it has an engine: `choose_engine`, after all attributes are set. After `values` were written in
+    place, `derive` lets the engine have them.
 
     Args:
         packed: `values`, `crow_indices`, `col_indices` of the blocks that are kept (`BlockGrid.pack`).
@@ -80,7 +82,7 @@ class PackedConv(nn.Module):
         self.output_padding = list(output_padding)
         self.lift = lift_of(grid, tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding))
         planar = self.lift or self
-        self._sizes = (
+        self.sizes = (
             planar.grid.in_channels,
             planar.grid.out_channels,
             list(planar.stride),
@@ -95,7 +97,6 @@ class PackedConv(nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.engine, self.reason, self.revision = "", "", 0
-        self.choose_engine()
 
     @property
     def density(self) -> float:
@@ -152,7 +153,7 @@ class PackedConv(nn.Module):
         elif self.engine == "compact":
             found = compact.channels_with_blocks(self.grid, self.crow_indices, self.col_indices)
             kept = [channels.to(self.values.device) for channels in found]
-            derived = [self._compact_weight(*kept).detach().contiguous(), *kept]
+            derived = [self.compact_weight(*kept).detach().contiguous(), *kept]
         else:
             derived = self._pack()
         for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
@@ -161,16 +162,17 @@ class PackedConv(nn.Module):
     def _pack(self) -> list[Tensor]:
         """Put the values in the engine's order, and return its tables."""
         module = None if self.engine == "reference" else engine_module(self.engine)
-        values = self.values if self.lift is None else self.lift.values(self.values.detach())
+        values = self.values.detach() if self.lift is None else self.lift.values(self.values.detach())
         values = values if module is None else module.layout(values)
         if self.lift is None:
-            self.values = values
+            if values.stride() != self.values.stride():  # else it stays the tensor that an optimizer may hold
+                self.values = values.requires_grad_(self.values.requires_grad)
         else:
             self.register_buffer("lifted_values", values, persistent=False)
             self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
-        return [] if module is None else self._tables(values)
+        return [] if module is None else self.engine_tables(values)
 
-    def _tables(self, values: Tensor) -> list[Tensor]:
+    def engine_tables(self, values: Tensor) -> list[Tensor]:
         """The engine's tables for the planar `values`."""
         form = {**self.form}
         if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
@@ -178,7 +180,7 @@ class PackedConv(nn.Module):
         planar = self.lift or self
         indices = (self.crow_indices, self.col_indices)
         tables: list[Tensor] = engine_module(self.engine).tables(  # type: ignore[union-attr]
-            planar.grid, values, *indices, *self._sizes[2:5], **form
+            planar.grid, values, *indices, *self.sizes[2:5], **form
         )
         return tables
 
@@ -213,6 +215,11 @@ class PackedConv(nn.Module):
         live = torch.is_grad_enabled() and self.bias.requires_grad
         return self.lift.bias(self.bias) if live else self.get_buffer("lifted_bias")
 
+    def compact_weight(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weight as stored, of the output channels `rows` and the input channels `columns` alone."""
+        weight = self.grid.to_out_in(self.weight())[rows][:, columns]
+        return weight.transpose(0, 1) if self.grid.transposed else weight
+
     def weight(self) -> Tensor:
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
         return self.grid.unpack(self.values, self.crow_indices, self.col_indices)
@@ -223,95 +230,7 @@ class PackedConv(nn.Module):
         Raises:
             TypeError: an input of another dtype than the weights, which autocast alone may cast, or no tensor.
         """
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
-        batched = input.dim() == len(self.stride) + 2 or not self.stride
-        x = input if batched else input.unsqueeze(0)
-        if x.dtype != self.values.dtype:
-            if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-                raise TypeError(f"input: expected {self.values.dtype}, the dtype of the weights, got {x.dtype}")
-            x = x.to(self.values.dtype)
-        if self.pad is not None:
-            x = F.pad(x, self.pad[0], self.pad[1])
-        if self.lift is not None and self.engine not in TORCH:
-            return self._as_planar(x, residual, batched)
-        if batched and self.engine in TORCH:
-            return self._dense(x, residual, self.activation)
-        if batched and self._fits(x, residual):
-            return self._packed(x, residual, self.activation)
-        y = self._dense(x, None, "none") if self.engine in TORCH else self._packed(x, None, "none")
-        y = y if batched else y.squeeze(0)
-        return activate(y if residual is None else y + residual, self.activation, self.negative_slope)
-
-    def _as_planar(self, x: Tensor, residual: Tensor | None, batched: bool) -> Tensor:
-        """The layer as a 2-d conv, `x` in the layer's own axes."""
-        assert self.lift is not None
-        image = self.lift.image(x)
-        added = None if residual is None or not batched else self.lift.residual(residual)
-        alone = residual is None or (added is not None and self._fits(image, added))
-        y = self.lift.result(self._packed(image, added if alone else None, self.activation if alone else "none"), x)
-        y = y if batched else y.squeeze(0)
-        return y if residual is None or alone else activate(y + residual, self.activation, self.negative_slope)
-
-    def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        state: dict[str, Any] = self._buffers
-        own = self.lift is None
-        values = state["values"] if own else self.planar_values()
-        # the tables of that engine hold a copy of the values
-        live = self.engine == "triton" and torch.is_grad_enabled() and values.requires_grad
-        return ops.conv(
-            x,
-            values,
-            state["crow_indices"],
-            state["col_indices"],
-            state["bias"] if own else self.planar_bias(),
-            residual,
-            self._tables(values.detach()) if live else self.derived(),
-            *self._sizes,
-            activation,
-            self.negative_slope,
-            self.engine,
-        )
-
-    def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        """Torch's own layer, on all channels or on those that hold a block."""
-        live = torch.is_grad_enabled() and self.values.requires_grad
-        if self.engine == "compact":
-            y = self._compact(x, live)
-        else:
-            weight = self.weight() if live else self.get_buffer("derived0")
-            if self.grid.kernel_size and not self.grid.transposed:
-                geometry = (self.stride, self.padding, self.dilation, self.grid.groups)
-                return dense.conv(x, weight, self.bias, residual, *geometry, activation, self.negative_slope)
-            y = torch_layer(x, weight, self.bias, self)
-        return activate(y if residual is None else y + residual, activation, self.negative_slope)
-
-    def _compact_weight(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The weight as stored, of the output channels `rows` and the input channels `columns` alone."""
-        weight = self.grid.to_out_in(self.weight())[rows][:, columns]
-        return weight.transpose(0, 1) if self.grid.transposed else weight
-
-    def _compact(self, x: Tensor, live: bool) -> Tensor:
-        """The layer on the channels that hold a block, its bias on the others."""
-        weight, rows, columns = self.derived()
-        weight = self._compact_weight(rows, columns) if live else weight
-        axis = 1 if self.grid.kernel_size else x.dim() - 1
-        x = compact.take_channels(x, columns, axis) if len(columns) < self.grid.in_channels else x
-        y = torch_layer(x, weight, None if self.bias is None else self.bias[rows], self)
-        if len(rows) == self.grid.out_channels:
-            return y
-        others = y.new_zeros(self.grid.out_channels) if self.bias is None else self.bias
-        return compact.place_channels(y, rows, axis, others)
-
-    def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
-        """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
-        if residual is None:
-            return True
-        if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
-            return False
-        grid = self.grid if self.lift is None else self.lift.grid
-        spatial = output_size(x.shape[2:], grid.kernel_size, *self._sizes[2:5])
-        return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
+        return packed_forward.run(self, input, residual)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         before = (self.values.dtype, self.values.device)
@@ -350,29 +269,3 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
-
-
-def torch_layer(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv) -> Tensor:
-    """`x` through the function of torch that `layer` stands for, with `weight` as stored; the groups are `layer`'s."""
-    grid = layer.grid
-    if not grid.kernel_size:
-        return F.linear(x, weight, bias)
-    if not grid.transposed:
-        geometry = (layer.stride, layer.padding, layer.dilation, grid.groups)
-        return dense.conv(x, weight, bias, None, *geometry, "none", 0.0)
-    back: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(layer.stride) - 1]
-    padding = (layer.padding, layer.output_padding or 0)
-    y: Tensor = back(x, weight, bias, layer.stride, *padding, grid.groups, layer.dilation)
-    return y
-
-
-def why_unpacked(layer: nn.Module) -> str | None:
-    """Why `layer`, which has a `grid`, is not packed, as a sentence, or None where it can be."""
-    grid = layer.grid
-    assert isinstance(grid, BlockGrid)
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has forward hooks"
-    if grid.transposed:
-        geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
-        return None if lift_of(grid, *geometry) else "no engine packs transposed convs whose kernels overlap"
-    return None

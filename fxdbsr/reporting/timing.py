@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxdbsr.kernels.reference import activate
-from fxdbsr.nn.packed import PackedConv, torch_layer
-from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, effective_scale, plain_type
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.packed_forward import torch_layer
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, plain_type
+from fxdbsr.nn.scaling import effective_scale
 from fxdbsr.reporting.count import Tally
 from fxdbsr.reporting.observe import Call, evaluating
 from fxdbsr.reporting.rows import LayerRow

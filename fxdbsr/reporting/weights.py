@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS
-from fxdbsr.nn.packed import PackedConv, why_unpacked
-from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, effective_scale, plain_type, why_unscalable
+from fxdbsr.nn.lift import why_unpacked
+from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer, plain_type, why_unscalable
+from fxdbsr.nn.scaling import effective_scale
 from fxdbsr.reporting.observe import Call
 
 TRAINING = "training form: convert drops the zero blocks"
