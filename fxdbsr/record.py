@@ -3,7 +3,7 @@
 A record names functions and never holds one. To run it, each name must be that of a function which the dense
 model's own trace calls, or one of the few that the passes put in (`PASSES_CALL`): a file can put the model's steps
 into another order, but run nothing that is not the model's. Every name that ends in the graph's code must be an
-identifier.
+identifier, or, of a layer or a tensor, hold no quote.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PASSES_CALL: tuple[Callable[..., Any], ...] = (
 )
 PASSES_CALL_METHODS = ("reshape", "reshape_as")
 _NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_PATH = re.compile(r"[\w :/+@,=<>~-]+(\.[\w :/+@,=<>~-]+)*", re.ASCII)  # what no quote ends, in the code of a graph
 _OPS = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
 _TORCH = (torch.dtype, torch.memory_format, torch.layout)
 
@@ -84,8 +85,9 @@ def _check(op: Any, name: Any, target: Any) -> None:
     """Refuse what must not come into the graph's code."""
     if op not in _OPS:
         raise ValueError(f"damaged graph: {op!r} is no kind of node")
-    for text in (name, target) if op != "call_function" else (name,):
-        if not isinstance(text, str) or not _NAME.fullmatch(text.lstrip("*") if op == "placeholder" else text):
+    form = _PATH if op in ("call_module", "get_attr") else _NAME
+    for text, pattern in ((name, _NAME), (target, form)) if op != "call_function" else ((name, _NAME),):
+        if not isinstance(text, str) or not pattern.fullmatch(text.lstrip("*") if op == "placeholder" else text):
             raise ValueError(f"damaged graph: {text!r} is no name")
 
 

@@ -263,6 +263,8 @@ def test_bad_input_exits_with_2_and_says_why(
         ([1, 2], "expected a state dict of tensors, got list"),
         ({"epoch": 1, "best": 0.5}, "expected a state dict of tensors, got a dict with 'epoch', 'best'"),
         ({"conv9.weight": torch.ones(1)}, "Unexpected key"),
+        (b"", "no checkpoint, or damaged: EOFError"),
+        ({"model": {"conv1.weight": torch.ones(1)}, "options": {"block": 8}}, "expected the options of a training"),
     ],
 )
 def test_foreign_checkpoints_are_refused_by_name(

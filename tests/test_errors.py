@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fxdbsr
 from fxdbsr.reporting import drawing
+from fxdbsr.training import checkpoint, load_trained
 
 X = torch.randn(1, 4, 6, 6)
 
@@ -76,6 +77,11 @@ def bytes_at(folder: Path, content: bytes) -> Path:
 def plain_state(folder: Path) -> Path:
     torch.save(net().state_dict(), folder / "plain.pt")
     return folder / "plain.pt"
+
+
+def cut_checkpoint(folder: Path) -> Path:
+    checkpoint.save(folder / "cut.pt", {"classes": 10})
+    return folder / "cut.pt"
 
 
 @dataclass
@@ -374,6 +380,13 @@ ERRORS: list[tuple[str, str, type[Exception], str, Callable[[Here], Any]]] = [
     ("Sparsifier.load_state_dict", "of one that goes another way", ValueError, "one of the sparsifiers has a target",
      lambda _: load_another_way()),
     ("Sparsifier.load_state_dict", "of another model", ValueError, "state", lambda _: load_another_model()),
+    ("load_trained", "the file cannot be read", OSError, "none", lambda here: load_trained(here.folder / "none")),
+    ("load_trained", "it is no such checkpoint", ValueError, "not a checkpoint",
+     lambda here: load_trained(bytes_at(here.folder, b"no tensors"))),
+    ("load_trained", "it is no such checkpoint", ValueError, "damaged checkpoint: 'options'",
+     lambda here: load_trained(cut_checkpoint(here.folder))),
+    ("load_trained", "`path` is no path", TypeError, "path: expected a string or a path",
+     lambda _: cast(Any, load_trained)(None)),
     ("set_float32_precision", "`model` is no module", TypeError, "model: expected an nn.Module",
      lambda _: ANY.set_float32_precision(None, "3xtf32")),
     ("set_float32_precision", "another precision", ValueError, "precision: expected one of",
@@ -401,8 +414,8 @@ def test_a_documented_error_is_raised_and_says_what_is_wrong(
 def documented() -> dict[str, str]:
     """What the docstring of each public function, class and method says under Raises."""
     public: dict[str, Any] = {}
-    for name in fxdbsr.__all__:
-        found = public[name] = getattr(fxdbsr, name)
+    for name in (*fxdbsr.__all__, *fxdbsr.training.__all__):
+        found = public[name] = getattr(fxdbsr if name in fxdbsr.__all__ else fxdbsr.training, name)
         if inspect.isclass(found):
             public |= {f"{name}.{key}": getattr(found, key) for key in vars(found) if not key.startswith("_")}
     sections = {}

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -374,6 +375,12 @@ class Untraceable(nn.Module):
         return F.conv2d(x, self.weight) if x.sum() > 0 else x
 
 
+def empty_conv() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, about the initialisation of nothing
+        return nn.Sequential(nn.Conv2d(3, 0, 1))
+
+
 def integer_conv() -> nn.Module:
     conv = nn.Conv2d(3, 4, 1)
     conv.weight = nn.Parameter(torch.ones(4, 3, 1, 1, dtype=torch.int8), requires_grad=False)
@@ -402,6 +409,7 @@ def integer_conv() -> nn.Module:
         (nn.Sequential(nn.Conv2d(3, 4, 1, dtype=torch.complex64)), {}, TypeError, "complex64"),
         (nn.Sequential(nn.ReLU()), {}, ValueError, "no layer to block"),
         (nn.Sequential(Odd(3, 4, 1)), {}, ValueError, "0: Odd overrides forward"),
+        (empty_conv(), {}, ValueError, r"0: its weight \(0, 3, 1, 1\) is empty"),
     ],
 )
 def test_bad_input_is_refused_and_the_model_unchanged(

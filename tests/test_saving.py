@@ -455,3 +455,16 @@ def test_norms_that_stay_are_saved_moved_and_trained_on(tmp_path: Path) -> None:
     dense.train()(x)
     assert [int(b) for name, b in dense.named_buffers() if name.endswith("num_batches_tracked")] == [1]
     assert not any(tensor.is_meta for tensor in (*fast.state_dict().values(), *dense.state_dict().values()))
+
+
+def test_layers_whose_names_are_no_identifiers_are_loaded(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        layers = nn.Sequential()
+        for name in ("block1-0", "a conv", "3"):
+            layers.add_module(name, nn.Conv2d(4, 4, 3))
+        return layers
+
+    x = torch.randn(2, 4, 9, 7)
+    fast = fxdbsr.convert(fxdbsr.prepare(net(), 4))
+    fxdbsr.save(fast, tmp_path / "model.pt")
+    assert torch.equal(fxdbsr.load(net(), tmp_path / "model.pt")(x), fast(x))

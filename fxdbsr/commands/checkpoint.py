@@ -79,7 +79,8 @@ def read_checkpoint(path: Path, option: str = "--checkpoint") -> Checkpoint:
     except (OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(f"{option}: {path}: {error}") from error
+        cause = str(error) or type(error).__name__
+        raise ValueError(f"{option}: {path}: no checkpoint, or damaged: {cause}") from error
     whole = found if isinstance(found, dict) else {}
     state = next((whole[key] for key in NESTED if isinstance(whole.get(key), dict)), found)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -89,7 +90,10 @@ def read_checkpoint(path: Path, option: str = "--checkpoint") -> Checkpoint:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     options = whole["options"] if isinstance(whole.get("options"), dict) else {}
     history = whole["history"] if isinstance(whole.get("history"), list) else []
-    return Checkpoint(path, state, options.get("block"), options.get("form", "product"), history, option)
+    block, form = options.get("block"), options.get("form", "product")
+    if not isinstance(block, str | None) or not isinstance(form, str):
+        raise ValueError(f"{option}: {path}: expected the options of a training, got block {block!r} and form {form!r}")
+    return Checkpoint(path, state, block, form, history, option)
 
 
 def _contents(found: Any) -> str:

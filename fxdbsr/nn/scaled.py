@@ -231,6 +231,8 @@ def why_unscalable(layer: nn.Module) -> str | None:
         return "its weight is computed by a hook"
     if isinstance(weight, nn.parameter.UninitializedParameter):
         return "its weight is not initialised yet"
+    if weight.numel() == 0:
+        return f"its weight {tuple(weight.shape)} is empty"
     return None
 
 

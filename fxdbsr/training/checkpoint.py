@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxdbsr.files import unfinished
+from fxdbsr.files import as_path, unfinished
 from fxdbsr.training.nets import make_net
 from fxdbsr.training.options import Options
 
@@ -86,13 +86,18 @@ def check_same_run(path: Path, found: Mapping[str, Any], options: Options) -> No
 def load_trained(path: str | os.PathLike[str]) -> nn.Module:
     """The prepared model of a checkpoint of `fxdbsr train`, in eval mode; the average, where one was kept.
 
-    Ready for `fxdbsr.convert` and `fxdbsr.report`. The file holds its state dict under "model".
+    Ready for `fxdbsr.convert` and `fxdbsr.report`. The file holds its state dict under "model". It is read as data; the
+    net is made by the function that it names, which is yours where that is `package.module:callable`.
 
     Raises:
-        OSError: the file cannot be read. ValueError: it is no such checkpoint.
+        OSError: the file cannot be read. ValueError: it is no such checkpoint. TypeError: `path` is no path.
     """
-    found = load(Path(path))
-    options = Options.of_dict(found["options"] | {"weights": None}, str(path))
-    model = make_net(options, found["classes"], found["size"])
-    model.load_state_dict(found["model"])
+    path = as_path(path)
+    found = load(path)
+    try:
+        options = Options.of_dict(found["options"] | {"weights": None}, str(path))
+        model = make_net(options, found["classes"], found["size"])
+        model.load_state_dict(found["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error}") from error
     return model.eval()

@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,25 @@ def run(args: argparse.Namespace) -> int:
 
 def train(options: Options, team: Processes) -> list[dict[str, Any]]:
     """Train as `options` say, among the processes of `team`; an entry for every epoch."""
-    out = Path(options.out).expanduser()
-    if team.is_first:
-        out.mkdir(parents=True, exist_ok=True)
+    with folder(Path(options.out).expanduser()) if team.is_first else nullcontext():
+        return _train(options, team)
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make the folder `path` where it is missing; it goes again where the body raises before it wrote a file there."""
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _train(options: Options, team: Processes) -> list[dict[str, Any]]:
     team.wait()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("default", UserWarning)
