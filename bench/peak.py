@@ -15,8 +15,8 @@ import torch
 
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_program import Call, Program, Step
-from fxdbsr.kernels.cpu_steps import module
-from fxdbsr.kernels.llvm import Code
+from fxdbsr.kernels.cpu_steps import step
+from fxdbsr.kernels.llvm import Code, splat
 
 SUMS, TURNS = 20, 100_000  # independent sums; multiplications of each in a task
 
@@ -28,19 +28,19 @@ def _call(threads: int) -> tuple[Call, int]:
     if target is None:
         raise RuntimeError("the engine does not know this CPU")
     code, vector, sums = Code(), f"<{target.lanes} x float>", min(SUMS, target.registers - 3)
-    one = f"<{', '.join(['float 1.0'] * target.lanes)}>"
-    seed = code.floats("%x", 0, target.lanes, target.lanes, False)
+    one = splat("float 1.0", target.lanes)
+    seed = code.floats("%x", 0, target.lanes, target.lanes)
 
     def turn(_: str, *values: str) -> list[str]:
-        fma = f"@llvm.fma.v{target.lanes}f32"
-        return [code.value(f"call {vector} {fma}({vector} {v}, {vector} {seed}, {vector} {seed})") for v in values]
+        fma = f"llvm.fma.v{target.lanes}f32"
+        return [code.call(vector, fma, (vector, v), (vector, seed), (vector, seed)) for v in values]
 
     for value in code.loop("turn", 0, TURNS, 1, turn, [(vector, one)] * sums):
         code.emit(f"store {vector} {value}, ptr %y, align 4")
-    text = module(code, ("x", "y"), [f"declare {vector} @llvm.fma.v{target.lanes}f32({', '.join([vector] * 3)})"])
     memory = torch.zeros(2, 16)
-    step = Step(jit.load(text, target, "step"), (memory[0].data_ptr(), memory[1].data_ptr()), threads, (memory,))
-    return Program(target, [step], threads).call([]), 2 * target.lanes * sums * TURNS * threads
+    loaded = jit.load(step(code, ("x", "y")), target, "step")
+    steps = [Step(loaded, (memory[0].data_ptr(), memory[1].data_ptr()), threads, (memory,))]
+    return Program(target, steps, threads).call([]), 2 * target.lanes * sums * TURNS * threads
 
 
 def peak_gflops() -> float:

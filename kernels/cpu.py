@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_images import Copy
 from fxdbsr.kernels.cpu_layout import Layout, Order
 from fxdbsr.kernels.cpu_plan import Geometry, conflicts, packed_input, takes
 from fxdbsr.kernels.cpu_program import Place, Program, conv_of, copy_of
-from fxdbsr.kernels.cpu_steps import Copy
 
 
 def why_not(

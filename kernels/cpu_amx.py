@@ -12,15 +12,8 @@ The sums pass through memory to the epilogue of `cpu_tile`. Taps that fall on pa
 
 from __future__ import annotations
 
-from fxdbsr.kernels.cpu_tile import Conv, Tile
-
-DECLARATIONS = [
-    "declare void @llvm.x86.ldtilecfg(ptr)",
-    "declare void @llvm.x86.tilerelease()",
-    "declare void @llvm.x86.tileloadd64(i8, ptr, i64)",
-    "declare void @llvm.x86.tilestored64(i8, ptr, i64)",
-    "declare void @llvm.x86.tdpbf16ps(i8, i8, i8)",
-]
+from fxdbsr.kernels.cpu_conv import Conv
+from fxdbsr.kernels.cpu_tile import Tile
 
 
 def tile(conv: Conv, start: int, count: int) -> str:
@@ -43,11 +36,11 @@ class _RegisterTile(Tile):
         code, columns = self.code, len(self.vectors)
         assert len(self.pieces) * columns <= 4
         code.emit("%sums = alloca [4096 x i8], align 64")
-        code.emit(f"call void @llvm.x86.ldtilecfg(ptr @config_{self.start}_{self.count})")  # sets the sums to zero
+        code.call("void", "llvm.x86.ldtilecfg", ("ptr", f"@config_{self.start}_{self.count}"))  # sets the sums to zero
         self._loop("block", 0, "%n", 1, self._block, [])
         for register in range(len(self.pieces) * columns):
             at = code.at("%sums", 1024 * register, "i8")
-            code.emit(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {at}, i64 64)")
+            code.call("void", "llvm.x86.tilestored64", ("i8", register), ("ptr", at), ("i64", 64))
         for i, (a, b) in enumerate(self.pieces):
             for p in range(self.pixels_of_piece):
                 for n, vector in enumerate(self.vectors):
@@ -76,18 +69,18 @@ class _RegisterTile(Tile):
         pitch, row = 2 * conv.stride[1] * conv.x.pixel, 4 * conv.order.height
 
         def chunk(k: str) -> None:
-            at_x, at_w = code.at(x, k, "i16"), code.at(w, code.mul(k, conv.order.height), "i16")
+            at_x, at_w = code.at(x, k), code.at(w, code.mul(k, conv.order.height))
             for n, (start, _, _) in enumerate(self.vectors):
-                self._load(6 + n, code.at(at_w, 2 * start, "i16"), row)
+                self._load(6 + n, code.at(at_w, 2 * start), row)
             for i, (a, b) in enumerate(self.pieces):
                 offset = a * conv.stride[0] * conv.x.line + b * conv.stride[1] * conv.x.pixel
-                self._load(4 + i % 2, code.at(at_x, offset, "i16"), pitch)
+                self._load(4 + i % 2, code.at(at_x, offset), pitch)
                 for n in range(len(self.vectors)):
                     sum_ = i * len(self.vectors) + n
-                    code.emit(f"call void @llvm.x86.tdpbf16ps(i8 {sum_}, i8 {4 + i % 2}, i8 {6 + n})")
+                    code.call("void", "llvm.x86.tdpbf16ps", ("i8", sum_), ("i8", 4 + i % 2), ("i8", 6 + n))
 
         code.loop("k", 0, taps * conv.inputs, self.chunk, chunk)
         return sums
 
     def _load(self, register: int, pointer: str, stride: int) -> None:
-        self.code.emit(f"call void @llvm.x86.tileloadd64(i8 {register}, ptr {pointer}, i64 {stride})")
+        self.code.call("void", "llvm.x86.tileloadd64", ("i8", register), ("ptr", pointer), ("i64", stride))

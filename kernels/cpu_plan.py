@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
+from fxdbsr.kernels.cpu_conv import Conv
 from fxdbsr.kernels.cpu_layout import Layout, Order
-from fxdbsr.kernels.cpu_tile import Conv
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.jit import Target
 

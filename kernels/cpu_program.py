@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_conv import Conv
+from fxdbsr.kernels.cpu_images import Copy, Pool, copy_step, pool_step
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import Geometry, code_of, line_table, row_table, task_table
-from fxdbsr.kernels.cpu_steps import TASK, Copy, Pool, conv_step, copy_step, pool_step
+from fxdbsr.kernels.cpu_steps import TASK, conv_step
 from fxdbsr.kernels.cpu_team import LINE, team
-from fxdbsr.kernels.cpu_tile import Conv
 
 
 @dataclass(frozen=True)

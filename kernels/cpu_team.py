@@ -7,7 +7,7 @@ a thread that is held up holds up nobody else, and one that is not keeps the sam
 
 from __future__ import annotations
 
-from fxdbsr.kernels.llvm import Code
+from fxdbsr.kernels.llvm import Code, module
 
 LINE = 64  # bytes that no two threads should write to at once
 
@@ -20,9 +20,8 @@ def team(parallel: bool) -> str:
     code = Code()
     code.loop("step", 0, "%count", 1, lambda i: _step(code, i, parallel))
     head = "define internal void @work(ptr %steps, i64 %count, ptr %counters, i64 %thread, i64 %members) nounwind"
-    return "\n".join(
-        [_RUN.replace("SHARE", _TEAM if parallel else _ALONE), _MEMBER if parallel else "", code.function(head)]
-    )
+    run = _RUN.replace("SHARE", _TEAM if parallel else _ALONE)
+    return module(run, _MEMBER if parallel else "", code.function(head))
 
 
 def _step(code: Code, i: str, parallel: bool) -> None:
@@ -46,7 +45,7 @@ def _step(code: Code, i: str, parallel: bool) -> None:
     code.loop("turn", 0, "%members", 1, share)
     if parallel:
         many = code.value("icmp ugt i64 %members, 1")
-        code.when(many, lambda: code.emit("call void @fxdbsr_barrier()"))
+        code.when(many, lambda: code.call("void", "fxdbsr_barrier"))
 
 
 _RUN = f"""
@@ -73,7 +72,6 @@ _MEMBER = """
 declare void @fxdbsr_parallel(ptr, ptr, i32, i32)
 declare i32 @fxdbsr_thread()
 declare i32 @fxdbsr_threads()
-declare void @fxdbsr_barrier()
 define internal void @member(ptr %block) nounwind {
   %at.count = getelementptr i64, ptr %block, i64 1
   %at.counters = getelementptr i64, ptr %block, i64 2

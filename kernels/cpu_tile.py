@@ -16,88 +16,15 @@ several groups, its lanes take the inputs of their own groups from one load.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from fxdbsr.kernels.cpu_layout import Layout, Order
-from fxdbsr.kernels.jit import Target
+from fxdbsr.kernels.cpu_activation import activated
+from fxdbsr.kernels.cpu_conv import Conv
+from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.llvm import Code
 
 _PREFETCH = 4096  # bytes ahead of the weights in use
-_DOT = "@llvm.x86.avx512bf16.dpbf16ps."
-
-
-@dataclass(frozen=True)
-class Conv:
-    """All that the code of a conv knows; sizes and steps are (rows, columns).
-
-    Args:
-        target: what the code is for.
-        bfloat16: dtype of every tensor; float32 otherwise.
-        block: (outputs, inputs) of a block.
-        order: of the weights in a block.
-        group: (outputs, inputs) of a group.
-        kernel, stride, padding, dilation: as in nn.Conv2d.
-        x, y, residual: layouts of one image.
-        out: (P, Q), the outputs that tiles are cut from.
-        tile: (rows, columns) of pixels.
-        edge: outputs of the last block row of a group.
-        bias: there is one.
-        activation, negative_slope: of the epilogue.
-    """
-
-    target: Target
-    bfloat16: bool
-    block: tuple[int, int]
-    order: Order
-    group: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    x: Layout
-    y: Layout
-    residual: Layout | None
-    out: tuple[int, int]
-    tile: tuple[int, int]
-    edge: int
-    bias: bool
-    activation: str
-    negative_slope: float
-
-    @property
-    def element(self) -> tuple[str, int]:
-        """(IR type that an element is copied with, bytes)."""
-        return ("i16", 2) if self.bfloat16 else ("float", 4)
-
-    @property
-    def weight(self) -> tuple[str, int]:
-        """(IR type of a weight, bytes)."""
-        return ("float", 4) if self.order.spread else self.element
-
-    @property
-    def inputs(self) -> int:
-        """Inputs of a block, filled up to whole units."""
-        return -(-self.block[1] // self.order.unit) * self.order.unit
-
-    def parts(self, edge: bool) -> list[tuple[int, int]]:
-        """(first, number) of the outputs that a micro-kernel computes at once, of a block row or of the edge one."""
-        most = self.target.vectors * self.target.lanes
-        whole = self.edge if edge else self.block[0]
-        return [(start, min(most, whole - start)) for start in range(0, whole, most)]
-
-
-def declarations(conv: Conv) -> list[str]:
-    """Declarations of the intrinsics that micro-kernels call."""
-    lines = ["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
-    for n in (4, 8, 16):
-        v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
-        lines.append(f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})")
-        lines.append(f"declare {v} @llvm.rint.v{n}f32({v})")
-        if conv.bfloat16:
-            lines.append(f"declare {v} {_DOT}{32 * n}({v}, {pairs}, {pairs})")
-    return lines
+_DOT = "llvm.x86.avx512bf16.dpbf16ps."
 
 
 def tile(conv: Conv, start: int, count: int) -> str:
@@ -113,7 +40,7 @@ class Tile:
     """The writer of one micro-kernel."""
 
     def __init__(self, conv: Conv, start: int, count: int) -> None:
-        self.conv, self.start, self.count, self.code = conv, start, count, Code()
+        self.conv, self.start, self.count, self.code = conv, start, count, Code(conv.bfloat16)
         self.pixels = [(a, b) for a in range(conv.tile[0]) for b in range(conv.tile[1])]
         lanes, sums = conv.target.lanes, conv.order.sums
         width = lanes // sums  # outputs of a whole vector
@@ -126,12 +53,12 @@ class Tile:
 
     def write(self) -> str:
         """The function's text."""
-        conv, size = self.conv, self.conv.element[1]
+        conv, size = self.conv, self.code.bytes
         for a, b in self.pixels:
             self._prefetch("%y", self._output(conv.y, a, b, self.start) * size, self.count * size, for_writing=True)
         first = ["zeroinitializer"] * len(self.vectors)
         if conv.bias and conv.order.sums == 1:
-            first = [self.code.floats("%bias", start, n, count, conv.bfloat16) for start, n, count in self.vectors]
+            first = [self.code.floats("%bias", start, n, count) for start, n, count in self.vectors]
         sums = iter(self._loop("block", 0, "%n", 1, self._block, first * len(self.pixels)))
         for a, b in self.pixels:
             for vector in self.vectors:
@@ -147,7 +74,8 @@ class Tile:
         """Fetch the lines that start in `size` bytes from byte `first` on."""
         for line in range(first, first + size, 64):
             at = self.code.at(pointer, line, "i8")
-            self.code.emit(f"call void @llvm.prefetch.p0(ptr {at}, i32 {int(for_writing)}, i32 3, i32 1)")
+            how = [("i32", int(for_writing)), ("i32", 3), ("i32", 1)]  # kept near; data
+            self.code.call("void", "llvm.prefetch.p0", ("ptr", at), *how)
 
     def _loop(
         self, name: str, start: int | str, stop: int | str, step: int, body: Callable[..., list[str]], sums: list[str]
@@ -161,17 +89,17 @@ class Tile:
         (R, S), BC = conv.kernel, conv.block[1]
         if not conv.order.spread:
             last = conv.group[1] // BC - (conv.group[1] % BC == 0)  # a wrong index must not read outside of x
-            column = code.value(f"call i64 @llvm.umin.i64(i64 {code.index('%col', j)}, i64 {last})")
+            column = code.call("i64", "llvm.umin.i64", ("i64", code.index("%col", j)), ("i64", last))
             plane, within = code.op("udiv", column, conv.x.block // BC), code.op("urem", column, conv.x.block // BC)
-            x = code.at("%x", code.add(code.mul(plane, conv.x.plane), code.mul(within, BC)), conv.element[0])
+            x = code.at("%x", code.add(code.mul(plane, conv.x.plane), code.mul(within, BC)))
         block = conv.order.block(BC, R * S)
         w = code.at("%w", code.mul(j, block), conv.weight[0])
 
         def kernel_row(r: str, sums: list[str]) -> list[str]:
-            at_x = code.at(x, code.mul(r, conv.dilation[0] * conv.x.line), conv.element[0])
+            at_x = code.at(x, code.mul(r, conv.dilation[0] * conv.x.line))
             at_w = code.at(w, code.mul(r, block // R), conv.weight[0])
             for first, taps, pixels in self._runs():
-                run_x = code.at(at_x, first * conv.dilation[1] * conv.x.pixel, conv.element[0])
+                run_x = code.at(at_x, first * conv.dilation[1] * conv.x.pixel)
                 run_w = code.at(at_w, first * (block // R // S), conv.weight[0])
                 sums = self._run(run_x, run_w, taps, pixels, sums)
             return sums
@@ -204,7 +132,7 @@ class Tile:
         unroll = max(n for n in range(1, 5) if length % n == 0)
 
         def steps(i: str, sums: list[str]) -> list[str]:
-            at_x = code.at(x, code.mul(i, order.unit), conv.element[0])
+            at_x = code.at(x, code.mul(i, order.unit))
             at_w = code.at(w, code.mul(i, order.unit * order.height), conv.weight[0])
             return self._steps(at_x, at_w, range(unroll), pixels, sums)
 
@@ -240,9 +168,9 @@ class Tile:
 
     def _inputs(self, x: str, at: int, i: int, n: int) -> str:
         """Unit i of a pixel's inputs, once for each of n outputs."""
-        code, order, (element, size) = self.code, self.conv.order, self.conv.element
-        kind = "float" if order.unit == 1 else f"i{8 * size * order.unit}"
-        raw = code.load(code.at(x, at + i * order.unit, element), kind, size)
+        code, order = self.code, self.conv.order
+        kind = "float" if order.unit == 1 else f"i{8 * code.bytes * order.unit}"
+        raw = code.load(code.at(x, at + i * order.unit), kind, code.bytes)
         one = code.value(f"insertelement <1 x {kind}> poison, {kind} {raw}, i32 0")
         spread = self.code.shuffle(kind, one, "poison", 1, [0] * n)
         return spread if order.unit == 1 else code.value(f"bitcast <{n} x {kind}> {spread} to {self._vector(n)}")
@@ -253,15 +181,15 @@ class Tile:
         first = start // outputs * inputs
         lanes = [(start + lane) // outputs * inputs + i - first for lane in range(n)]
         count = ((start + n - 1) // outputs + 1) * inputs - first
-        loaded = self.code.floats(x, at + first, count, count, self.conv.bfloat16)
+        loaded = self.code.floats(x, at + first, count, count)
         return self.code.shuffle("float", loaded, "poison", count, lanes)
 
     def _multiply(self, sums: str, x: str, w: str, n: int) -> str:
         code, n = self.code, n * self.conv.order.sums
         v, pairs = f"<{n} x float>", f"<{2 * n} x bfloat>"
         if self.conv.bfloat16 and not self.conv.order.spread:
-            return code.value(f"call {v} {_DOT}{32 * n}({v} {sums}, {pairs} {w}, {pairs} {x})")
-        return code.value(f"call {v} @llvm.fma.v{n}f32({v} {x}, {v} {w}, {v} {sums})")
+            return code.call(v, f"{_DOT}{32 * n}", (v, sums), (pairs, w), (pairs, x))
+        return code.call(v, f"llvm.fma.v{n}f32", (v, x), (v, w), (v, sums))
 
     def _store(self, value: str, a: int, b: int, start: int, n: int, count: int) -> None:
         """Epilogue of one vector of sums of the pixel (a, b), and its store in the planes that it belongs to."""
@@ -272,78 +200,14 @@ class Tile:
             sums //= 2
             value = code.value(f"fadd <{n * sums} x float> {even}, {odd}")
         if conv.bias and (conv.order.sums > 1 or conv.order.tiles):
-            value = code.value(
-                f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count, conv.bfloat16)}"
-            )
+            value = code.value(f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count)}")
         if conv.residual is not None:
-            residual = self.code.floats("%residual", self._output(conv.residual, a, b, start), n, count, conv.bfloat16)
+            residual = self.code.floats("%residual", self._output(conv.residual, a, b, start), n, count)
             value = code.value(f"fadd <{n} x float> {value}, {residual}")
         value = activated(code, value, n, conv.activation, conv.negative_slope)
-        code.store_floats(value, n, "%y", self._output(conv.y, a, b, start), count, conv.bfloat16)
+        code.store_floats(value, n, "%y", self._output(conv.y, a, b, start), count)
 
     def _output(self, layout: Layout, a: int, b: int, start: int) -> int:
         """Element of the output `start` of the tile's pixel (a, b) after the block row's first at its first pixel."""
         plane, within = divmod(start, layout.block)
         return a * layout.line + b * layout.pixel + plane * layout.plane + within
-
-
-def activated(code: Code, value: str, n: int, activation: str, negative_slope: float) -> str:
-    """`value`, n lanes of float32, through the activation."""
-    vector = f"<{n} x float>"
-
-    def constant(x: float) -> str:
-        return f"<{', '.join([f'float {_literal(x)}'] * n)}>"
-
-    def clip(value: str, keep: str, bound: float, other: str | None = None) -> str:
-        kept = code.value(f"fcmp {keep} {vector} {value}, {constant(bound)}")
-        return code.value(f"select <{n} x i1> {kept}, {vector} {value}, {vector} {other or constant(bound)}")
-
-    def bound(value: str, limit: float, beyond: str) -> str:
-        """The limit where it lies `beyond` the value, which NaN never does: one instruction on x86."""
-        crossed = code.value(f"fcmp {beyond} {vector} {constant(limit)}, {value}")
-        return code.value(f"select <{n} x i1> {crossed}, {vector} {constant(limit)}, {vector} {value}")
-
-    def plus_product(a: str, b: str | float, c: str | float) -> str:
-        b, c = (constant(t) if isinstance(t, float) else t for t in (b, c))
-        return code.value(f"call {vector} @llvm.fma.v{n}f32({vector} {a}, {vector} {b}, {vector} {c})")
-
-    def one_plus_exp_minus(value: str) -> str:
-        """1 + exp(-value), infinite for NaN: 2^n times a polynomial of the rest (Cephes, expf)."""
-        negative = code.value(f"fneg {vector} {value}")
-        x = clip(clip(negative, "olt", 89.0), "ogt", -87.0)
-        scaled = code.value(f"fmul {vector} {x}, {constant(1.44269504088896341)}")
-        whole = code.value(f"call {vector} @llvm.rint.v{n}f32({vector} {scaled})")
-        rest = plus_product(whole, 2.12194440e-4, plus_product(whole, -0.693359375, x))
-        sum_ = constant(1.9875691500e-4)
-        for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            sum_ = plus_product(sum_, rest, term)
-        sum_ = plus_product(plus_product(sum_, rest, 1.0), rest, 1.0)
-        power = code.value(f"fptosi {vector} {whole} to <{n} x i32>")
-        power = code.value(f"add <{n} x i32> {power}, <{', '.join(['i32 127'] * n)}>")
-        power = code.value(f"shl <{n} x i32> {power}, <{', '.join(['i32 23'] * n)}>")
-        return plus_product(sum_, code.value(f"bitcast <{n} x i32> {power} to {vector}"), 1.0)
-
-    match activation:
-        case "relu":
-            return bound(value, 0.0, "ogt")
-        case "relu6":
-            return bound(bound(value, 0.0, "ogt"), 6.0, "olt")
-        case "leaky_relu":
-            below = code.value(f"fmul {vector} {value}, {constant(negative_slope)}")
-            return clip(value, "ugt", 0.0, below)
-        case "hardswish":
-            gate = bound(code.value(f"fadd {vector} {value}, {constant(3.0)}"), 0.0, "ogt")
-            product = code.value(f"fmul {vector} {value}, {bound(gate, 6.0, 'olt')}")
-            return code.value(f"fdiv {vector} {product}, {constant(6.0)}")
-        case "silu":
-            return code.value(f"fdiv {vector} {value}, {one_plus_exp_minus(value)}")
-        case "sigmoid":
-            gate = code.value(f"fdiv {vector} {constant(1.0)}, {one_plus_exp_minus(value)}")
-            return clip(value, "uno", 0.0, gate)
-    return value
-
-
-def _literal(x: float) -> str:
-    """The float32 nearest to x, as IR writes it."""
-    (single,) = struct.unpack("<f", struct.pack("<f", x))
-    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"

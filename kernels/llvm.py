@@ -18,10 +18,20 @@ _FOLD: dict[str, Callable[[int, int], int]] = {
 
 
 class Code:
-    """The body of one function, built line by line; `block` is the label of the block being written."""
+    """The body of one function, built line by line; `block` is the label of the block being written.
 
-    def __init__(self) -> None:
+    Args:
+        bfloat16: the elements of tensors are bfloat16; else float32.
+
+    Attributes:
+        element, bytes: the IR type that an element is copied with, and its size.
+        declared: declarations of the functions of others that this one calls.
+    """
+
+    def __init__(self, bfloat16: bool = False) -> None:
+        self.element, self.bytes = ("i16", 2) if bfloat16 else ("float", 4)
         self.lines: list[str] = []
+        self.declared: dict[str, None] = {}
         self.block = "entry"
         self._names = 0
 
@@ -39,6 +49,15 @@ class Code:
         name = f"%{self.fresh()}"
         self.lines.append(f"  {name} = {text}")
         return name
+
+    def call(self, result: str, name: str, *arguments: tuple[str, str | int]) -> str:
+        """The result of a function of LLVM or of another module, which these (type, value) declare."""
+        self.declared[f"declare {result} @{name}({', '.join(kind for kind, _ in arguments)})"] = None
+        text = f"call {result} @{name}({', '.join(f'{kind} {value}' for kind, value in arguments)})"
+        if result != "void":
+            return self.value(text)
+        self.emit(text)
+        return ""
 
     def label(self, name: str) -> None:
         """Start the block `name`, falling through from the one before."""
@@ -77,17 +96,17 @@ class Code:
 
     def least(self, a: str | int, b: str | int) -> str:
         """The smaller of two signed i64."""
-        return self.value(f"call i64 @llvm.smin.i64(i64 {a}, i64 {b})")
+        return self.call("i64", "llvm.smin.i64", ("i64", a), ("i64", b))
 
     def most(self, a: str | int, b: str | int) -> str:
         """The larger of two signed i64."""
-        return self.value(f"call i64 @llvm.smax.i64(i64 {a}, i64 {b})")
+        return self.call("i64", "llvm.smax.i64", ("i64", a), ("i64", b))
 
-    def at(self, pointer: str, index: str | int, type: str) -> str:
-        """The address of `pointer[index]`, elements of `type`."""
+    def at(self, pointer: str, index: str | int, type: str | None = None) -> str:
+        """The address of `pointer[index]`, of elements of `type` or of tensors."""
         if str(index) == "0":
             return pointer
-        return self.value(f"getelementptr {type}, ptr {pointer}, i64 {index}")
+        return self.value(f"getelementptr {type or self.element}, ptr {pointer}, i64 {index}")
 
     def load(self, pointer: str, type: str, align: int) -> str:
         """The `type` at `pointer`, which is a multiple of `align` bytes."""
@@ -102,27 +121,24 @@ class Code:
         lane, vector = ", ".join(f"i32 {i}" for i in order), f"<{lanes} x {type}>"
         return self.value(f"shufflevector {vector} {a}, {vector} {b}, <{len(order)} x i32> <{lane}>")
 
-    def floats(self, pointer: str, index: int, n: int, count: int, bfloat16: bool) -> str:
-        """N float32 lanes from `count` elements at `pointer[index]`, the rest zero."""
-        element, size = ("i16", 2) if bfloat16 else ("float", 4)
-        raw = self.load(self.at(pointer, index, element), f"<{count} x {element}>", size)
-        if bfloat16:
+    def floats(self, pointer: str, index: int, n: int, count: int) -> str:
+        """N float32 lanes from `count` elements of a tensor at `pointer[index]`, the rest zero."""
+        raw = self.load(self.at(pointer, index), f"<{count} x {self.element}>", self.bytes)
+        if self.element == "i16":
             wide = self.value(f"zext <{count} x i16> {raw} to <{count} x i32>")
-            wide = self.value(f"shl <{count} x i32> {wide}, <{', '.join(['i32 16'] * count)}>")
+            wide = self.value(f"shl <{count} x i32> {wide}, {splat('i32 16', count)}")
             raw = self.value(f"bitcast <{count} x i32> {wide} to <{count} x float>")
-        return (
-            raw
-            if n == count
-            else self.shuffle("float", raw, "zeroinitializer", count, [min(i, count) for i in range(n)])
-        )
+        if n == count:
+            return raw
+        return self.shuffle("float", raw, "zeroinitializer", count, [min(i, count) for i in range(n)])
 
-    def store_floats(self, value: str, n: int, pointer: str, index: int, count: int, bfloat16: bool) -> None:
-        """The first `count` of the n float32 lanes of `value` to `pointer[index]`."""
-        kind, element, size = ("bfloat", "i16", 2) if bfloat16 else ("float", "float", 4)
+    def store_floats(self, value: str, n: int, pointer: str, index: int, count: int) -> None:
+        """The first `count` of the n float32 lanes of `value` to elements of a tensor at `pointer[index]`."""
+        kind = "float"
         value = value if n == count else self.shuffle("float", value, "poison", n, range(count))
-        if bfloat16:
-            value = self.value(f"fptrunc <{count} x float> {value} to <{count} x bfloat>")
-        self.emit(f"store <{count} x {kind}> {value}, ptr {self.at(pointer, index, element)}, align {size}")
+        if self.element == "i16":
+            kind, value = "bfloat", self.value(f"fptrunc <{count} x float> {value} to <{count} x bfloat>")
+        self.emit(f"store <{count} x {kind}> {value}, ptr {self.at(pointer, index)}, align {self.bytes}")
 
     def loop(
         self,
@@ -163,7 +179,7 @@ class Code:
         self.start(f"{name}.end")
         return values
 
-    def when(self, condition: str, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+    def when(self, condition: str, then: Callable[[], object], otherwise: Callable[[], object] | None = None) -> None:
         """`then` where the i1 `condition` holds, else `otherwise`."""
         name = self.fresh("when")
         other = "else" if otherwise else "end"
@@ -179,4 +195,16 @@ class Code:
 
     def function(self, head: str) -> str:
         """The text of the function `head`, such as "define void @f(i64 %n)"; it returns nothing."""
-        return "\n".join([f"{head} {{", "entry:", *self.lines, "  ret void", "}", ""])
+        return "\n".join([*self.declared, f"{head} {{", "entry:", *self.lines, "  ret void", "}", ""])
+
+
+def module(*functions: str) -> str:
+    """The module of the text of functions, each declaration in it once."""
+    lines = "\n".join(functions).split("\n")
+    declared = dict.fromkeys(line for line in lines if line.startswith("declare "))
+    return "\n".join([*declared, *(line for line in lines if line not in declared)])
+
+
+def splat(value: str, n: int) -> str:
+    """The constant vector of n times `value`, such as "float 1.0"."""
+    return f"<{', '.join([value] * n)}>"

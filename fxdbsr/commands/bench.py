@@ -153,9 +153,15 @@ def converted(
     backend: str,
     tune: bool,
     cover: bool = False,
+    pointwise: bool = False,
 ) -> nn.Module:
-    """`dense` converted, with `sparsity` of the blocks of every conv off but of those on images."""
-    prepared = prepare(dense, block, filter_fn=lambda layer, name: getattr(layer, "in_channels", 99) > IMAGE_CHANNELS)
+    """`dense` converted, with `sparsity` of the blocks off: of every conv but those on images, or of the 1x1 ones."""
+
+    def has_blocks(layer: nn.Module, name: str) -> bool:
+        fits = not pointwise or getattr(layer, "kernel_size", None) == (1, 1)
+        return fits and getattr(layer, "in_channels", 99) > IMAGE_CHANNELS
+
+    prepared = prepare(dense, block, filter_fn=has_blocks)
     generator = torch.Generator().manual_seed(0)
     for layer in blocked_layers(prepared):
         layer.set_mask(spread_mask(layer.grid.shape, sparsity, generator, cover).to(layer.mask.device))

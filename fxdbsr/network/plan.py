@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_images import Copy, Pool
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import Geometry, best_grid, packed_input, takes, writes
 from fxdbsr.kernels.cpu_program import Place, Program, Step, conv_of, copy_of, pool_of
-from fxdbsr.kernels.cpu_steps import Copy, Pool
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.operations import Image, Operation
 from fxdbsr.nn.packed import PackedConv
