@@ -131,52 +131,23 @@ def candidates(case: Case) -> dict[str, Choice]:
     """What can run `case`, by name: the device's engine in each of its forms, and torch's own."""
     found: dict[str, Choice] = {}
     if case.device.type == "cuda" and case.size and why_not_here("triton", case) is None:
-        found |= {f"triton {name}": Choice("triton", "", form) for name, form in _triton_forms(case, case.size).items()}
+        found |= {f"triton {name}": Choice("triton", "", form) for name, form in _triton_forms(case).items()}
     for engine in ("cpu", *TORCH):
         if why_not_here(engine, case) is None:
             found[engine] = Choice(engine, "")
     return found
 
 
-def _triton_forms(case: Case, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    from fxdbsr.kernels import triton_layer, triton_rows, triton_tune
+def _triton_forms(case: Case) -> dict[str, dict[str, Any]]:
+    from fxdbsr.kernels import triton_layer, triton_tune
 
-    layer = triton_layer.Layer(
-        case.grid,
-        size[0],
-        (size[1], size[2]),
-        (case.stride[0], case.stride[1]),
-        (case.padding[0], case.padding[1]),
-        (case.dilation[0], case.dilation[1]),
-        case.dtype,
-        triton_rows.column_masks(case.crow_indices.tolist(), case.col_indices.tolist()),
-        case.bias,
-        case.residual,
-        case.activation,
-        case.precision == "3xtf32",
-    )
-    return triton_tune.candidates(layer, case.device)
+    return triton_tune.candidates(triton_layer.Layer.of(case), case.device)
 
 
 def _triton_verdict(case: Case) -> tuple[bool, str]:
-    module = engine_module("triton")
-    assert module is not None
-    found: tuple[bool, str] = module.verdict(
-        case.grid,
-        case.crow_indices,
-        case.col_indices,
-        case.stride,
-        case.padding,
-        case.dilation,
-        case.dtype,
-        case.device,
-        case.size,
-        case.bias,
-        case.residual,
-        case.activation,
-        case.precision,
-    )
-    return found
+    from fxdbsr.kernels import triton_roofline
+
+    return triton_roofline.verdict(case)
 
 
 def check_available(backend: str, dtype: torch.dtype, device: torch.device) -> None:

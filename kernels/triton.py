@@ -2,7 +2,7 @@
 
     y = activation(conv(x, unpack(values)) + bias + residual)
 
-This file is the engine's face: what it can run, when that pays, what it prepares. `triton_forms` lists the forms
+This file is the engine's face: what it can run and what it prepares. `triton_forms` lists the forms
 in which a conv can run, `triton_pack` makes a form's tables, `triton_plan` chooses tiles, `triton_gather` and
 `triton_bitmask` hold the kernels, `triton_run` launches them, `triton_roofline` says whether dense is faster. The
 tables carry a copy of the weights in the order in which the kernel reads them: after a change of `values`, make
@@ -28,15 +28,13 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_configs import tiles
 from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_forms import BITMASK_ROWS, ROWS, TALLEST, Form, by_work, why_not_bitmask
-from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_pack import pack
 from fxdbsr.kernels.triton_pack_bitmask import pack_bitmask
 from fxdbsr.kernels.triton_plan import DTYPES, KERNELS, Choice, packed_weights, precision_of
-from fxdbsr.kernels.triton_roofline import SIZE, why_dense, why_sparse
 from fxdbsr.kernels.triton_rows import column_masks
 from fxdbsr.kernels.triton_run import conv
 
-__all__ = ["conv", "layout", "packed_weights", "tables", "verdict", "why_not"]
+__all__ = ["conv", "layout", "packed_weights", "tables", "why_not"]
 
 
 def why_not(
@@ -73,48 +71,6 @@ def why_not(
         if capability < (8, 0):
             return f"the Triton engine needs compute capability 8.0, this device has {capability}"
     return None
-
-
-def verdict(
-    grid: BlockGrid,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    size: tuple[int, int, int] | None = None,
-    bias: bool = True,
-    residual: bool = False,
-    activation: str = "relu",
-    precision: str | None = None,
-) -> tuple[bool, str]:
-    """(whether this engine should run the conv, why), by `triton_roofline`; of convs that `why_not` lets pass.
-
-    Args:
-        size: images, 0 where their number is not known, height and width of the input; None: as `SIZE`.
-        bias, residual, activation: the epilogue, which a dense conv may have to run as kernels of their own.
-        precision: "3xtf32" where float32 may be formed so.
-    """
-    images, *plane = size or SIZE
-    layer = Layer(
-        grid,
-        images or SIZE[0],
-        (plane[0], plane[1]),
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
-        (dilation[0], dilation[1]),
-        dtype,
-        column_masks(crow_indices.tolist(), col_indices.tolist()),
-        bias,
-        residual,
-        activation,
-        precision == "3xtf32",
-    )
-    model = device_of(device)
-    reason = why_dense(layer, model)
-    return (True, why_sparse(layer, model)) if reason is None else (False, reason)
 
 
 def layout(values: Tensor) -> Tensor:

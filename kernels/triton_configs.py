@@ -95,7 +95,7 @@ def tiles(target: str, precision: str, lanes: int, depth: int, taps: int) -> tup
         return tuple(replace(tile, cache=".ca") for tile in found)
     # before 3.9 a copy of 16 bytes goes past L1 whatever the modifier says, one of 8 bytes through it
     wide = [tile for tile in found if tile.pixels >= 128 and tile.outputs >= 64 and precision in ("16", "tf32")]
-    return (*found, *(replace(tile, cache=".ca", copy=8) for tile in wide))
+    return (*(replace(tile, cache=".ca", copy=8) for tile in wide), *found)
 
 
 def default_tiles(target: str, precision: str, lanes: int, depth: int, taps: int) -> tuple[Tile, ...]:

@@ -144,7 +144,9 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     """Clocks for each pixel, over all outputs, of a device that has all the pixels that it can use."""
     tile = tiles_of(form, work, taps, device)[0]
     slices = work.lanes // (tile.outputs * form.sums)
-    clocks = work.steps * step_clocks(form, work, tile, taps, device) + work.unions * fixed_clocks(tile, taps, form.sums)
+    clocks = work.steps * step_clocks(form, work, tile, taps, device) + work.unions * fixed_clocks(
+        tile, taps, form.sums
+    )
     return slices * clocks / tile.pixels
 
 

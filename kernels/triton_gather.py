@@ -19,9 +19,6 @@ What the compiler needs, each checked on compiled code by tests/test_triton_offl
 step is carried in a register (a look-up in the same step costs pipeline buffers, two steps ahead loses the
 pipeline); hints on addresses stand on the result of an operation; from 64 lanes on, the weights are the first
 operand of the product, so that one instruction covers more of them.
-
-3xTF32 forms high*high + high*low + low*high of operands split into two tf32 numbers each, which keeps about
-22 bits of the 24 of float32; where float32 would give an infinity it gives NaN.
 """
 
 from __future__ import annotations
@@ -36,24 +33,7 @@ from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_epilogue import finish_lanes, reduce
 from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
-
-
-@triton.jit
-def split_tf32(x):
-    """`x` rounded to the 10 bits of tf32, and what is left."""
-    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -8192
-    high = bits.to(tl.float32, bitcast=True)
-    return high, x - high
-
-
-@triton.jit
-def multiply(x, w, acc, WEIGHTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """`acc + x w^T`, or its transpose `acc + w x^T`; x is [BM, BK], w is [BN, BK]."""
-    if WEIGHTS_FIRST:
-        acc = tl.dot(w, tl.trans(x), acc, input_precision=PRECISION)
-    else:
-        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
-    return acc
+from fxdbsr.kernels.triton_product import multiply, split_tf32
 
 
 @triton.jit

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.triton_plan import precision_of
+from fxdbsr.kernels.triton_rows import column_masks
+
+if TYPE_CHECKING:
+    from fxdbsr.kernels.choice import Case
+
+SIZE = (32, 56, 56)  # images, height, width of an input of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,26 @@ class Layer:
     residual: bool = False
     activation: str = "relu"
     allow_3xtf32: bool = False
+
+    @classmethod
+    def of(cls, case: Case) -> Layer:
+        """The layer of a case whose size is known, or taken to be `SIZE` where it is not."""
+        images, height, width = case.size or SIZE
+        stride, padding, dilation = ((pair[0], pair[1]) for pair in (case.stride, case.padding, case.dilation))
+        geometry = (stride, padding, dilation)
+        columns = column_masks(case.crow_indices.tolist(), case.col_indices.tolist())
+        return cls(
+            case.grid,
+            images or SIZE[0],
+            (height, width),
+            *geometry,
+            case.dtype,
+            columns,
+            case.bias,
+            case.residual,
+            case.activation,
+            case.precision == "3xtf32",
+        )
 
     @property
     def precision(self) -> str:

@@ -14,7 +14,7 @@ pixels that it needs). latency: 1500 clocks and 60 for each step along the reduc
 max(FLOP / (0.8 peak), bytes / bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the
 error of the model.
 
-Where the size of the input is not known, it is taken to be large: SIZE pixels of output.
+Where the size of the input is not known, it is taken to be large: `triton_layer.SIZE`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
+from typing import TYPE_CHECKING
 
 import torch
 
 from fxdbsr.kernels.dense import why_unfused
 from fxdbsr.kernels.triton_cost import fixed_clocks
-from fxdbsr.kernels.triton_device import H200, Device
+from fxdbsr.kernels.triton_device import H200, Device, device_of
 from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_plan import choose_tile
 from fxdbsr.kernels.triton_schedule import makespan
 
+if TYPE_CHECKING:
+    from fxdbsr.kernels.choice import Case
+
 MARGIN = 1.05
-SIZE = (32, 56, 56)  # images, height, width
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
@@ -152,6 +155,13 @@ def why_sparse(layer: Layer, device: Device = H200) -> str:
     """A sentence with both estimates, for a layer of which `why_dense` says nothing."""
     choice = choose(layer, device)
     return f"{PRECISION_NAMES[choice.form.precision]} {_compared(choice)} ({choice.form})"
+
+
+def verdict(case: Case) -> tuple[bool, str]:
+    """(whether the engine should run the conv, why); of cases that `triton.why_not` lets pass."""
+    layer, model = Layer.of(case), device_of(case.device)
+    reason = why_dense(layer, model)
+    return (True, why_sparse(layer, model)) if reason is None else (False, reason)
 
 
 def _compared(choice: Choice) -> str:

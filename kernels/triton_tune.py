@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import triton as engine
+from fxdbsr.kernels.choice import Case
 from fxdbsr.kernels.reference import activate
 from fxdbsr.kernels.triton_configs import tiles
 from fxdbsr.kernels.triton_device import device_of
@@ -24,7 +25,6 @@ from fxdbsr.kernels.triton_forms import Form, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_plan import MOST_SPLITS
 from fxdbsr.kernels.triton_roofline import sparse_forms, sparse_seconds
-from fxdbsr.kernels.triton_rows import column_masks
 from fxdbsr.kernels.triton_timing import graph_milliseconds
 
 Candidate = dict[str, Any]
@@ -111,7 +111,10 @@ def tune(
     geometry = (stride, padding, dilation)
     packed = (values, crow_indices, col_indices)
     if choices is None:
-        choices = candidates(layer_of(grid, *packed, *geometry, example, bias, residual, activation), values.device)
+        epilogue = (bias is not None, residual is not None, activation)
+        size = (example.shape[0], *example.shape[2:])
+        case = Case(grid, crow_indices, col_indices, *geometry, values.dtype, values.device, *epilogue, size)
+        choices = candidates(Layer.of(case), values.device)
     weight = grid.unpack(*packed)
     sizes = (grid.in_channels, grid.out_channels)
 
@@ -146,32 +149,3 @@ def tune(
         milliseconds = timer(runs)
     fastest = min(milliseconds, key=milliseconds.__getitem__)
     return choices[fastest], {**found, **milliseconds}
-
-
-def layer_of(
-    grid: BlockGrid,
-    values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    example: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> Layer:
-    """The layer as the planner sees it."""
-    return Layer(
-        grid,
-        example.shape[0],
-        (example.shape[2], example.shape[3]),
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
-        (dilation[0], dilation[1]),
-        values.dtype,
-        column_masks(crow_indices.tolist(), col_indices.tolist()),
-        bias is not None,
-        residual is not None,
-        activation,
-    )
