@@ -1,8 +1,8 @@
 """When the last multiprocessor is done: programs are started in the order of their numbers wherever there is room.
 
 Programs of one union are alike, those of unions with more steps take longer, and come first: then the short ones
-even out what the long ones leave, and the end is at most a third over an even share (R. L. Graham, Bounds on
-multiprocessing timing anomalies, 1969).
+even out what the long ones leave, and the end is at most a third later than that of the best order (R. L. Graham,
+Bounds on multiprocessing timing anomalies, 1969).
 """
 
 from __future__ import annotations
