@@ -7,6 +7,7 @@ derives from them (tables, the dense weight) is made again from the state and ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.reference import activate
 from fxdbsr.nn.changes import one_warning
 from fxdbsr.nn.lift import lift_of
+
+_REFRESH = RLock()  # threads that call one layer derive once
 
 
 class PackedConv(nn.Module):
@@ -94,7 +97,7 @@ class PackedConv(nn.Module):
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason, self.revision = "", "", 0
+        self.engine, self.reason, self.revision, self._derived_of = "", "", 0, self._written()
         self.choose_engine()
 
     @property
@@ -157,6 +160,28 @@ class PackedConv(nn.Module):
             derived = self._pack()
         for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
             self.register_buffer(f"derived{number}", tensor, persistent=False)
+        self._derived_of = self._written()
+
+    def _written(self) -> tuple[int, ...]:
+        """What changes where the values or the bias are replaced or written in place."""
+        values, bias = self._buffers["values"], self._buffers["bias"]
+        return (*version_of(values), *version_of(bias))
+
+    def refresh(self) -> None:
+        """Derive again where values or bias are not those that were derived from, as after an optimizer's step."""
+        if self._derived_of == self._written() or "_is_replica" in self.__dict__:
+            return
+        with _REFRESH, torch.inference_mode(False), torch.no_grad():
+            if self._derived_of != self._written():
+                self.derive()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.refresh()
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._derived_of = self._written()
 
     def _pack(self) -> list[Tensor]:
         """Put the values in the engine's order, and return its tables."""
@@ -166,7 +191,7 @@ class PackedConv(nn.Module):
             grid, values = self.lift.grid, self.lift.values(values.detach())
         values = values if module is None else module.layout(values)
         if self.lift is None:
-            self.values = values
+            self._take_layout(values)
         else:
             self.register_buffer("lifted_values", values, persistent=False)
             self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
@@ -179,6 +204,15 @@ class PackedConv(nn.Module):
             grid, values, self.crow_indices, self.col_indices, *self._sizes[2:5], **form
         )
         return tables
+
+    def _take_layout(self, values: Tensor) -> None:
+        """Hold the values as the engine reads them, `values`; those that are trained stay the optimizer's tensor."""
+        if (values.data_ptr(), values.stride()) == (self.values.data_ptr(), self.values.stride()):
+            return
+        if self.values.requires_grad:
+            self.values.data = values.detach()
+        else:
+            self.values = values
 
     def derived(self) -> list[Tensor]:
         """What the engine derived from the state."""
@@ -223,6 +257,8 @@ class PackedConv(nn.Module):
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+            self.refresh()
         batched = input.dim() == len(self.stride) + 2 or not self.stride
         x = input if batched else input.unsqueeze(0)
         if x.dtype != self.values.dtype:
@@ -254,6 +290,7 @@ class PackedConv(nn.Module):
     def _packed(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         state: dict[str, Any] = self._buffers
         own = self.lift is None
+        trained = torch.compiler.is_compiling() and self.values.requires_grad  # then nothing derives again
         return ops.conv(
             x,
             state["values"] if own else self.planar_values(),
@@ -261,16 +298,16 @@ class PackedConv(nn.Module):
             state["col_indices"],
             state["bias"] if own else self.planar_bias(),
             residual,
-            self.derived(),
+            [] if trained else self.derived(),
             *self._sizes,
             activation,
             self.negative_slope,
-            self.engine,
+            "reference" if trained else self.engine,
         )
 
     def _dense(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """Torch's own layer, on all channels or on those that hold a block."""
-        live = torch.is_grad_enabled() and self.values.requires_grad
+        live = (torch.is_grad_enabled() or torch.compiler.is_compiling()) and self.values.requires_grad
         if self.engine == "compact":
             y = self._compact(x, live)
         else:
@@ -309,6 +346,7 @@ class PackedConv(nn.Module):
         return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
+        self.refresh()
         before = (self.values.dtype, self.values.device)
         shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
         # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
@@ -325,6 +363,7 @@ class PackedConv(nn.Module):
                     changes.append(f"from {old} to {self.engine} ({self.reason})")
         else:
             self._buffers.update(derived)
+            self._derived_of = self._written()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -345,6 +384,11 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+def version_of(tensor: Tensor | None) -> tuple[int, int]:
+    """What changes where a tensor is replaced or written in place; inference tensors count no writes."""
+    return id(tensor), 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def torch_layer(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv) -> Tensor:
