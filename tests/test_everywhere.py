@@ -111,26 +111,6 @@ def test_gradients_reach_inputs_and_on_request_values(fast: ConvertedModule, pre
             assert equal(layer.values.grad, expected, 1e-4), name
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "dense"])
-def test_after_an_optimizers_step_derive_lets_the_engine_have_the_values(prepared: nn.Module, backend: str) -> None:
-    x = torch.randn(2, 3, 12, 12)
-    fast, reference = fxdbsr.convert(prepared, backend=backend), fxdbsr.convert(prepared, backend="reference")
-    packed = {name: layer for name, layer in fast.named_modules() if isinstance(layer, PackedConv)}
-    optimizer = torch.optim.SGD([layer.values.requires_grad_() for layer in packed.values()], lr=1e-3)
-    for _ in range(2):
-        optimizer.zero_grad()
-        fast(x).square().sum().backward()
-        assert all(layer.values.grad is not None for layer in packed.values())
-        optimizer.step()
-        for layer in packed.values():
-            layer.derive()
-    with torch.no_grad():
-        state = {name: values for name, values in fast.state_dict().items() if name in reference.state_dict()}
-        reference.load_state_dict(state)
-        assert equal(fast(x), reference(x), 1e-4)
-        assert not equal(fast(x), prepared(x), 1e-2)
-
-
 def test_gradients_of_values_are_right() -> None:
     torch.manual_seed(0)
     model = sparse(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), torch.randn(2, 3, 6, 6), 8).double()
@@ -314,3 +294,46 @@ def test_inputs_that_the_dense_model_refuses_are_refused(prepared: nn.Module, ba
     for nothing in (None, x.numpy(), [x]):
         with pytest.raises(TypeError, match="input: expected a tensor, got"):
             fast(nothing)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference", "dense"])
+def test_values_that_are_trained_or_written_are_what_runs(prepared: nn.Module, backend: str) -> None:
+    fast, x = fxdbsr.convert(prepared, backend=backend), torch.randn(2, 3, 12, 12)
+    twin = fxdbsr.convert(prepared, backend="reference")
+    before = fast(x)
+    values = [module.values for module in fast.modules() if isinstance(module, PackedConv)]
+    optimizer = torch.optim.SGD([tensor.requires_grad_() for tensor in values], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        fast(x).square().mean().backward()
+        assert all(tensor.grad is not None and tensor.grad.any() for tensor in values)
+        optimizer.step()
+    for number in range(3):
+        twin.load_state_dict(fast.state_dict())
+        expected = twin(x)
+        assert not torch.allclose(expected, before)
+        torch.testing.assert_close(fast(x), expected)
+        torch.testing.assert_close(copy.deepcopy(fast)(x), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), expected)
+            for tensor in values:
+                tensor.mul_(1.5)
+        if number == 1:
+            fast.requires_grad_(False)
+            for tensor in values:
+                tensor.requires_grad_(False)
+            torch.testing.assert_close(copy.deepcopy(fast)(x), fast(x))
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+def test_values_that_are_trained_are_what_runs_compiled(backend: str) -> None:
+    conv, x = nn.Sequential(nn.Conv2d(8, 8, 3)), torch.randn(2, 8, 6, 6)
+    fast = fxdbsr.convert(fxdbsr.prepare(conv, 8), backend=backend)
+    values = fast.get_buffer("0.values").requires_grad_()
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        compiled(x).sum().backward()
+        assert values.grad is not None
+        with torch.no_grad():
+            values.mul_(2)
+            torch.testing.assert_close(compiled(x), fast(x))

@@ -7,6 +7,7 @@ derives from them (tables, the dense weight) is made again from the state and ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from fxdbsr.nn import packed_forward
 from fxdbsr.nn.changes import one_warning
 from fxdbsr.nn.lift import lift_of
 
+_REFRESH = RLock()  # threads that call one layer derive once
+
 
 class PackedConv(nn.Module):
     """`activation(conv(input, unpack(values)) + bias + residual)`, without scales, for evaluation.
 
-    It computes once it has an engine: `choose_engine`, after all attributes are set. After `values` were written in
-    place, `derive` lets the engine have them.
+    It computes once it has an engine: `choose_engine`, after all attributes are set. What is written into `values` or
+    `bias` runs in the next call (`refresh`).
 
     Args:
         packed: `values`, `crow_indices`, `col_indices` of the blocks that are kept (`BlockGrid.pack`).
@@ -96,7 +99,7 @@ class PackedConv(nn.Module):
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.engine, self.reason, self.revision = "", "", 0
+        self.engine, self.reason, self.revision, self._derived_of = "", "", 0, self._written()
 
     @property
     def density(self) -> float:
@@ -158,6 +161,28 @@ class PackedConv(nn.Module):
             derived = self._pack()
         for number, tensor in enumerate(derived):  # as buffers, whose sizes torch.compile takes for constants
             self.register_buffer(f"derived{number}", tensor, persistent=False)
+        self._derived_of = self._written()
+
+    def _written(self) -> tuple[int, ...]:
+        """What changes where the values or the bias are replaced or written in place."""
+        values, bias = self._buffers["values"], self._buffers["bias"]
+        return (*version_of(values), *version_of(bias))
+
+    def refresh(self) -> None:
+        """Derive again where values or bias are not those that were derived from, as after an optimizer's step."""
+        if self._derived_of == self._written() or "_is_replica" in self.__dict__:
+            return
+        with _REFRESH, torch.inference_mode(False), torch.no_grad():
+            if self._derived_of != self._written():
+                self.derive()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.refresh()
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._derived_of = self._written()
 
     def _pack(self) -> list[Tensor]:
         """Put the values in the engine's order, and return its tables."""
@@ -165,14 +190,13 @@ class PackedConv(nn.Module):
         values = self.values.detach() if self.lift is None else self.lift.values(self.values.detach())
         values = values if module is None else module.layout(values)
         if self.lift is None:
-            if values.stride() != self.values.stride():  # else it stays the tensor that an optimizer may hold
-                self.values = values.requires_grad_(self.values.requires_grad)
+            self._take_layout(values)
         else:
             self.register_buffer("lifted_values", values, persistent=False)
             self.register_buffer("lifted_bias", self.lift.bias(self.bias), persistent=False)
-        return [] if module is None else self.engine_tables(values)
+        return [] if module is None else self._tables(values)
 
-    def engine_tables(self, values: Tensor) -> list[Tensor]:
+    def _tables(self, values: Tensor) -> list[Tensor]:
         """The engine's tables for the planar `values`."""
         form = {**self.form}
         if self.precision is not None and self.engine == "triton" and self.values.dtype == torch.float32:
@@ -183,6 +207,15 @@ class PackedConv(nn.Module):
             planar.grid, values, *indices, *self.sizes[2:5], **form
         )
         return tables
+
+    def _take_layout(self, values: Tensor) -> None:
+        """Hold the values as the engine reads them, `values`; those that are trained stay the optimizer's tensor."""
+        if (values.data_ptr(), values.stride()) == (self.values.data_ptr(), self.values.stride()):
+            return
+        if self.values.requires_grad:
+            self.values.data = values.detach()
+        else:
+            self.values = values
 
     def derived(self) -> list[Tensor]:
         """What the engine derived from the state."""
@@ -233,6 +266,7 @@ class PackedConv(nn.Module):
         return packed_forward.run(self, input, residual)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
+        self.refresh()
         before = (self.values.dtype, self.values.device)
         shape, order = self.values.shape, sorted(range(self.values.dim()), key=self.values.stride, reverse=True)
         # flat, because `.to(memory_format=torch.channels_last)` refuses the five axes of the values
@@ -249,6 +283,7 @@ class PackedConv(nn.Module):
                     changes.append(f"from {old} to {self.engine} ({self.reason})")
         else:
             self._buffers.update(derived)
+            self._derived_of = self._written()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -269,3 +304,8 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
+
+
+def version_of(tensor: Tensor | None) -> tuple[int, int]:
+    """What changes where a tensor is replaced or written in place; inference tensors count no writes."""
+    return id(tensor), 0 if tensor is None or tensor.is_inference() else tensor._version

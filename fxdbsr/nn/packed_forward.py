@@ -27,6 +27,8 @@ def run(layer: PackedConv, input: Tensor, residual: Tensor | None) -> Tensor:
     """The output of `layer` for `input`, `[N, I, *size]` with or without N; errors as of `PackedConv.forward`."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+        layer.refresh()
     batched = input.dim() == len(layer.stride) + 2 or not layer.stride
     x = input if batched else input.unsqueeze(0)
     if x.dtype != layer.values.dtype:
@@ -74,27 +76,25 @@ def _by_operator(layer: PackedConv, x: Tensor, residual: Tensor | None, activati
     """`torch.ops.fxdbsr.conv` on the layer's engine."""
     state: dict[str, Any] = layer._buffers
     own = layer.lift is None
-    values = state["values"] if own else layer.planar_values()
-    # the tables of that engine hold a copy of the values
-    live = layer.engine == "triton" and torch.is_grad_enabled() and values.requires_grad
+    trained = torch.compiler.is_compiling() and layer.values.requires_grad  # then nothing derives again
     return ops.conv(
         x,
-        values,
+        state["values"] if own else layer.planar_values(),
         state["crow_indices"],
         state["col_indices"],
         state["bias"] if own else layer.planar_bias(),
         residual,
-        layer.engine_tables(values.detach()) if live else layer.derived(),
+        [] if trained else layer.derived(),
         *layer.sizes,
         activation,
         layer.negative_slope,
-        layer.engine,
+        "reference" if trained else layer.engine,
     )
 
 
 def _by_torch(layer: PackedConv, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
     """Torch's own layer, on all channels or on those that hold a block."""
-    live = torch.is_grad_enabled() and layer.values.requires_grad
+    live = (torch.is_grad_enabled() or torch.compiler.is_compiling()) and layer.values.requires_grad
     if layer.engine == "compact":
         y = _compact(layer, x, live)
     else:
