@@ -106,11 +106,11 @@ def progress() -> str:
 def penalty(data: str) -> str:
     """The authors' form, whose gamma sets the sparsity."""
     table = [
-        [str(group.runs[min(group.runs)]["gamma"]), f"{group.mean('sparsity_macs'):.1%}", _mean(group)]
+        [group.runs[min(group.runs)]["gamma"], f"{group.mean('sparsity_macs'):.1%}", _mean(group)]
         for group in found(data)
         if group.name.startswith("clamp ")
     ]
-    return _pipe(table, ["gamma", "MACs zero", "accuracy"])
+    return _pipe(sorted(table), ["gamma", "MACs zero", "accuracy"])
 
 
 def floor() -> str:

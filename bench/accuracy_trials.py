@@ -70,7 +70,7 @@ FIRST = (
     Trial("blocks of 16x16", "-2: in a first look scales decided too early", shared={"block": (16, 16)}),
     Trial(
         "blocks of 16x16, scales learn at 0.3 over their blocks' mean squared norm at the start",
-        "0: a step moves a block along itself by that norm times what its weights do; 8 for these, 0.5 for 4x4",
+        "0, written after one seed: a step moves a block along itself by that norm times what its weights do; 8 here",
         options={"scale_rate": 0.3},
         shared={"block": (16, 16)},
     ),
@@ -141,7 +141,7 @@ SECOND = (
     ),
     Trial(
         "scales learn at 0.3 over their blocks' mean squared norm at the start",
-        "0: that norm is near 0.5 for blocks of 4x4",
+        "0, written after one seed: that norm is near 0.5 for blocks of 4x4",
         options={"scale_rate": 0.3},
     ),
     Trial("scales learn at 0.3 of the rate", "0: blocks are given up later", options={"scale_lr": 0.3}),
