@@ -11,8 +11,8 @@ rounded weights and inputs, may be four times eager's own in that dtype and eigh
 largest output; where that is not enough (eager may be exact by chance, and sums long), also 16 times what the output
 moves when every weight and input moves by a unit in the last place. New memory is filled with NaN, so that an output
 which nobody writes is found. A case that fails is shrunk: the simplest case that still fails is printed with the
-seed. Triton's interpreter is slow, and takes part in every `--triton-every`th case; every eighth runs on two
-threads, and in every tenth each backend converts for itself, where else layers change their engine.
+seed. Triton's interpreter is slow, and takes part in every `--triton-every`th case, without tf32; every eighth runs on
+two threads, and in every tenth each backend converts for itself, where else layers change their engine.
 
 With `--json`, every 250 seeds are a line of that file; several processes may share it (`--part 1/2`, `--part 2/2`).
 """
@@ -191,6 +191,7 @@ def main() -> int:
     faulthandler.enable()
     warnings.simplefilter("ignore")
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # the Triton engine follows it
     gc.freeze()
     number, parts = map(int, arguments.part.split("/"))
     end, done = arguments.seed + arguments.cases, lines(arguments.json)
