@@ -8,11 +8,12 @@ A seed draws a conv (geometry, groups, blocks, mask, dtype, layout of the input,
 activation) or, every fourth time, a net of `bench.random_nets` (chains, residuals, cats, splits, shared modules).
 It is prepared, loses blocks, and is converted. The error against the prepared model in float64, with the same
 rounded weights and inputs, may be four times eager's own in that dtype and eight units in the last place of the
-largest output; where that is not enough (eager may be exact by chance, and sums long), also 16 times what the output
-moves when every weight and input moves by a unit in the last place. New memory is filled with NaN, so that an output
-which nobody writes is found. A case that fails is shrunk: the simplest case that still fails is printed with the
-seed. Triton's interpreter is slow, and takes part in every `--triton-every`th case, without tf32; every eighth runs on
-two threads, and in every tenth each backend converts for itself, where else layers change their engine.
+largest output; where that is not enough (eager may be exact by chance, and sums long), four times eager's own with
+what its layers read channels last, and 16 times what the output moves when every weight, input and value on the way
+moves by a unit in the last place, the most of four draws. New memory is filled with NaN, so that an output which
+nobody writes is found. A case that fails is shrunk: the simplest case that still fails is printed with the seed.
+Triton's interpreter is slow, and takes part in every `--triton-every`th case, without tf32; every eighth runs on two
+threads, and in every tenth each backend converts for itself, where else layers change their engine.
 
 With `--json`, every 250 seeds are a line of that file; several processes may share it (`--part 1/2`, `--part 2/2`).
 """
@@ -20,6 +21,7 @@ With `--json`, every 250 seeds are a line of that file; several processes may sh
 from __future__ import annotations
 
 import argparse
+import copy
 import faulthandler
 import gc
 import json
@@ -38,15 +40,17 @@ if __name__ == "__main__":  # before anything imports a kernel
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxdbsr
 from bench.fuzz_cases import DTYPES, ConvCase, NetCase, draw, is_valid, rounded
 from fxdbsr.kernels.choice import check_available
+from fxdbsr.kernels.ops import channels_last
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.paired import provenance
 
 PART = 250  # seeds of a line in the results
+DRAWS = 4  # of how far rounding may move an output
 
 
 @torch.no_grad()
@@ -76,8 +80,11 @@ def failures(case: ConvCase | NetCase, backends: list[str]) -> list[str]:
     unit = torch.finfo(dtype).eps
     bound = 4 * largest(eager.double() - exact) + 8 * unit * largest(exact)
     wrong = [backend for backend, y in outputs.items() if not largest_difference(y, exact) <= bound]
-    if wrong:
-        bound += 16 * largest(moved(prepared, doubles, unit, case.seed) - exact)
+    if wrong:  # torch's norms are less exact on channels last, which packed convs give
+        again: Tensor = Changed(copy.deepcopy(prepared).to(dtype), channels_last, for_layers).run(*inputs)
+        bound = max(bound, 4 * largest(again.double() - exact))
+        draws = range(DRAWS * case.seed, DRAWS * case.seed + DRAWS)
+        bound += 16 * max(largest(moved(copy.deepcopy(prepared), doubles, unit, draw) - exact) for draw in draws)
     for backend, y in outputs.items():
         if y.shape != eager.shape or y.dtype != dtype:
             found.append(f"{backend}: expected {dtype} {tuple(eager.shape)}, got {y.dtype} {tuple(y.shape)}")
@@ -92,7 +99,11 @@ def largest_difference(y: Tensor, exact: Tensor) -> float:
 
 
 def moved(model: nn.Module, inputs: tuple[Tensor, ...], unit: float, seed: int) -> Tensor:
-    """The output of `model` where every weight and input is off by a unit in the last place or so."""
+    """The output of `model` where weights, inputs and all values on the way are off by a unit in the last place or so.
+
+    A conversion rounds where eager is exact, say in the difference of two equal branches, and a norm of what hardly
+    varies makes much of that.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def off(x: Tensor) -> Tensor:
@@ -101,8 +112,32 @@ def moved(model: nn.Module, inputs: tuple[Tensor, ...], unit: float, seed: int) 
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.copy_(off(tensor))
-    output: Tensor = model(*(off(x) for x in inputs))
+    output: Tensor = Changed(model, off).run(*inputs)
     return output
+
+
+class Changed(fx.Interpreter):
+    """Runs a model with `change` applied to the floating-point tensors that are given or made by the nodes `which`."""
+
+    def __init__(
+        self, model: nn.Module, change: Callable[[Tensor], Tensor], which: Callable[[fx.Node], bool] = lambda n: True
+    ) -> None:
+        assert isinstance(model, fx.GraphModule)
+        super().__init__(model, garbage_collect_values=False)
+        self.change, self.which = change, which
+
+    def run_node(self, n: fx.Node) -> Any:
+        """What the node gives, changed; what it has written in place stays the same tensor."""
+        found = super().run_node(n)
+        if n.op == "output" or not isinstance(found, Tensor) or not found.is_floating_point() or not self.which(n):
+            return found
+        held = {t.data_ptr() for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)}
+        return found if found.data_ptr() in held else self.change(found)
+
+
+def for_layers(n: fx.Node) -> bool:
+    """Layers alone read `n`: no view, which may need its layout."""
+    return all(user.op == "call_module" for user in n.users)
 
 
 def largest(x: Tensor) -> float:

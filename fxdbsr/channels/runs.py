@@ -7,6 +7,7 @@ that make or read the run are permuted with it, and the model computes the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -125,8 +126,8 @@ class Runs:
         labels = link.input.labels if link.input is not None else torch.zeros(0)
         if not isinstance(link.layer, nn.Linear) or not len(labels):
             return 1
-        changes = (labels.diff() != 0).nonzero()
-        return int(changes[0]) + 1 if len(changes) else 1
+        changes = (labels.diff() != 0).nonzero().flatten() + 1  # a channel may stand there twice in a row
+        return math.gcd(*torch.cat([changes, torch.tensor([len(labels)])]).tolist())
 
     def starts(self, roots: Tensor) -> Iterator[tuple[int, int]]:
         """(run, position of its first channel) for each run along a value with the variables `roots`."""
