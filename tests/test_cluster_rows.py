@@ -94,6 +94,9 @@ MOVED = {
     "transposed conv": Net(chain, a=conv(8, 16), b=nn.ConvTranspose2d(16, 3, 2)),
     "norm": Net(lambda m, x: m.b(F.relu(m.a(x)) - 1), a=nn.Sequential(conv(8, 16), nn.BatchNorm2d(16)), b=conv(16, 3)),
     "flatten": Net(lambda m, x: m.b(m.a(x).flatten(1)), a=conv(8, 16), b=nn.Linear(256, 3)),
+    "flatten behind a channel that stands there twice": Net(
+        lambda m, x: m.b(torch.cat([x[:, :1], x[:, :1], m.a(x)], 1).flatten(1)), a=conv(8, 16), b=nn.Linear(288, 3)
+    ),
     "mean": Net(lambda m, x: m.b(m.a(x).mean((2, 3))), a=conv(8, 16), b=nn.Linear(16, 3)),
     "cat": Net(lambda m, x: m.b(torch.cat([m.c(x), m.a(x)], 1)), a=conv(8, 16), b=conv(24, 3), c=conv(8, 8)),
     "two readers": Net(lambda m, x: m.b(m.a(x)) + m.c(m.a(x)), a=conv(8, 16), b=conv(16, 3), c=conv(16, 3)),
