@@ -256,8 +256,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "differences": lambda: differences("generated"),
     "parameters": lambda: parameters("generated"),
     "penalty": lambda: penalty("generated"),
-    "narrow": lambda: accuracies("narrow"),
-    "narrow_differences": lambda: differences("narrow"),
     "digits": lambda: accuracies("digits"),
     "digits_differences": lambda: differences("digits"),
     "floor": floor,

@@ -76,15 +76,6 @@ def low() -> Iterator[Setting]:
     yield from sorted(settings, key=lambda setting: setting.arm.endswith("_layer"))
 
 
-def narrow() -> Iterator[Setting]:
-    """All arms on a net of half the width, where there is less to spare."""
-    for seed in SEEDS:
-        yield Setting("dense", seed, width=16, **TUNED["dense"])
-        for sparsity in (0.7, 0.9, 0.5):
-            for arm in SPARSE:
-                yield Setting(arm, seed, sparsity, width=16, **TUNED[arm])
-
-
 def tune_digits() -> Iterator[Setting]:
     """Learning rate and weight decay on the digits, seeds that are not reported."""
     for changes in (STRONG, {"lr": 0.4, "weight_decay": 2e-3}, {"lr": 0.2, "weight_decay": 1e-3}):
@@ -111,5 +102,5 @@ def screen() -> Iterator[Setting]:
     return trials((100, 101, 102))
 
 
-ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, narrow, digits, screen)
+ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
