@@ -266,10 +266,13 @@ def is_valid(case: ConvCase) -> bool:
 def onednn_is_wrong(case: ConvCase, width: int) -> bool:
     """True for convs that torch's own bfloat16 gets wrong on CPUs with tile registers, with nothing to hold against.
 
-    oneDNN returns what was never written where a step of more than one column leaves a single one (`width`). With
-    `torch.backends.mkldnn` off, or `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`, the same convs are right.
+    oneDNN returns what was never written where a step of more than one column leaves a single one (`width`), and where
+    a 3-d image is one plane deep and the kernel deeper. With `torch.backends.mkldnn` off, or
+    `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`, the same convs are right.
     """
-    return case.dtype == "bfloat16" and width == 1 and case.stride[-1] > 1 and case.kernel[-1] > 1
+    one_column = width == 1 and case.stride[-1] > 1
+    one_plane = len(case.kernel) == 3 and case.size[0] == 1 and case.kernel[0] > 1
+    return case.dtype == "bfloat16" and case.kernel[-1] > 1 and (one_column or one_plane)
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
