@@ -110,10 +110,11 @@ def measured(
     setting = {"model": name, "masks": masks, "batch": batch, "dtype": options.dtype}
     arms = [(setting | key, build) for key, build in arms_of(dense, x, options)]
     arms = [(key, build) for key, build in arms if not any(key.items() <= row.items() for row in done)]
-    base = frozen(dense, x) if arms else None
+    if not arms:
+        return
+    base = frozen(dense, x)
     macs_dense = fxdbsr.report(dense, x).total.macs_run  # of `dense`: layers that are gone are in no row of `model`
     for key, build in arms:
-        assert base is not None
         call, model = build()
         total = fxdbsr.report(model, x).total
         with torch.inference_mode():

@@ -144,10 +144,8 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     """Clocks for each pixel, over all outputs, of a device that has all the pixels that it can use."""
     tile = tiles_of(form, work, taps, device)[0]
     slices = work.lanes // (tile.outputs * form.sums)
-    clocks = work.steps * step_clocks(form, work, tile, taps, device) + work.unions * fixed_clocks(
-        tile, taps, form.sums
-    )
-    return slices * clocks / tile.pixels
+    looping = work.steps * step_clocks(form, work, tile, taps, device)
+    return slices * (looping + work.unions * fixed_clocks(tile, taps, form.sums)) / tile.pixels
 
 
 def by_work(grid: BlockGrid, columns: tuple[int, ...], precision: str, itemsize: int, device: Device) -> list[Form]:

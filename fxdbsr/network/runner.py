@@ -229,7 +229,7 @@ class Runner:
         for layer in self.layers:
             layer.refresh()
         packed = tuple(layer.revision for layer in self.layers)
-        state = (packed, tuple(version_of(linear.weight, linear.bias) for linear in self.linears))
+        state = (packed, tuple(version_of(linear) for linear in self.linears))
         if state != self.state:
             self.state, self.plans = state, OrderedDict()
             self.dtype = next((layer.values.dtype for layer in self.layers if layer.engine == "cpu"), None)
@@ -261,7 +261,7 @@ class Runner:
         return Planned(Plan(graph, *options), self.modules)
 
     def _weights(self, layer: PackedConv | nn.Linear) -> Weights:
-        version = version_of(layer.values if isinstance(layer, PackedConv) else layer.weight, layer.bias)
+        version = layer.revision if isinstance(layer, PackedConv) else version_of(layer)
         if layer not in self.weights or self.weights[layer][0] != version:
             target = jit.host()
             assert target is not None
@@ -270,9 +270,10 @@ class Runner:
         return self.weights[layer][1]
 
 
-def version_of(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
-    """What changes when one of `tensors` is replaced or written in place."""
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+def version_of(linear: nn.Linear) -> tuple[tuple[int, int], ...]:
+    """What changes when a tensor of the layer is replaced, moved or written in place."""
+    held = (linear.weight, linear.bias)
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in held if t is not None)
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[dict[str, nn.Module | None], str]:

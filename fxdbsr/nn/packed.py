@@ -164,9 +164,9 @@ class PackedConv(nn.Module):
         self._derived_of = self._written()
 
     def _written(self) -> tuple[int, ...]:
-        """What changes where the values or the bias are replaced or written in place."""
-        values, bias = self._buffers["values"], self._buffers["bias"]
-        return (*version_of(values), *version_of(bias))
+        """What changes where values or bias are replaced or written in place; inference tensors count no writes."""
+        held = (self._buffers["values"], self._buffers["bias"])
+        return tuple(n for t in held if t is not None for n in (id(t), 0 if t.is_inference() else t._version))
 
     def refresh(self) -> None:
         """Derive again where values or bias are not those that were derived from, as after an optimizer's step."""
@@ -304,8 +304,3 @@ class PackedConv(nn.Module):
             f"groups={g.groups}, block_size={g.block_size}, density={self.density:.2f}, engine={self.engine}, "
             f"activation={self.activation}"
         )
-
-
-def version_of(tensor: Tensor | None) -> tuple[int, int]:
-    """What changes where a tensor is replaced or written in place; inference tensors count no writes."""
-    return id(tensor), 0 if tensor is None or tensor.is_inference() else tensor._version
