@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_training import Setting
-from bench.accuracy_trials import trials
+from bench.accuracy_trials import TRIALS, trials
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 STRONG = {"lr": 0.8, "weight_decay": 2e-3}
 TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
+NARROW = 16
+TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
+    lambda: {"lr": 0.4, "weight_decay": 2e-3},
+    once={"lr": 0.4, "weight_decay": 1e-3},
+    once_layer={"lr": 0.4, "weight_decay": 1e-3},
+    slim={"lr": 0.2, "weight_decay": 2e-3},
+)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
@@ -97,10 +104,36 @@ def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[S
             yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
 
 
+def tune_narrow() -> Iterator[Setting]:
+    """Learning rate and weight decay for a net of half the width, at the sparsity that matters most there."""
+    for lr, decay in ((0.8, 2e-3), (0.4, 2e-3), (0.8, 1e-3), (0.4, 1e-3), (0.2, 2e-3), (0.2, 1e-3), (0.4, 5e-4)):
+        for arm in ("scaled", "gradual", "once", "once_layer", "gradual_layer", "channels", "slim", "dense"):
+            sparsity = None if arm == "dense" else 0.7
+            yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay, width=NARROW)
+
+
+def narrow() -> Iterator[Setting]:
+    """All arms in a net of half the width, at 70 % first: one-shot pruning should fall further behind there."""
+    yield from (Setting("dense", seed, width=NARROW, **TUNED_NARROW["dense"]) for seed in SEEDS)
+    for sparsity in (0.7, 0.9, 0.5):
+        for seed in SEEDS:
+            yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in SPARSE)
+
+
+def large_blocks() -> Iterator[Setting]:
+    """The default in blocks of 16x16, with the scales' rate over their blocks' norm and without, on ten seeds."""
+    for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10):
+        for trial in (t for t in TRIALS if t.shared.get("block") == (16, 16) and not t.options.get("order")):
+            yield from (trial.theirs(seed, 0.9, TUNING_DRAW), trial.ours(seed, 0.9, TUNING_DRAW))
+
+
 def screen() -> Iterator[Setting]:
     """The trials, on images and seeds that are not reported."""
     return trials((100, 101, 102))
 
 
-ALL = (tune, tune_schedule, tune_clamp, tune_digits, comparison, clamp, low, digits, screen)
+ALL = (
+    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, screen,
+    large_blocks,
+)  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

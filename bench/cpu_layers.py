@@ -5,9 +5,10 @@
 Every distinct conv of the network meets the input shape that it has there, with bias and ReLU on both sides. Dense is
 the operator that a frozen inductor model calls, on tensors with channels last. "step" is the converted conv as it runs
 inside a network, between the layouts that the engine plans; "call" is a model of that conv alone, called from Python,
-which copies its input to such a layout first. Blocks are off at random. Interleaved pairs (dense, sparse, sparse,
-dense); errors are the largest difference from float64 over the largest output. The last rows hold the sums over the
-network: medians of each conv, times its calls. The first conv stays dense, as in a network.
+which copies its input to such a layout first. Where the network takes maxima of 2x2 behind a conv, the engine's step
+takes them too, so both arms do that work; the dense side does not. Blocks are off at random. Interleaved pairs (dense,
+sparse, sparse, dense); errors are the largest difference from float64 over the largest output. The last rows hold the
+sums over the network: medians of each conv, times its calls. The first conv stays dense, as in a network.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, cast
 import torch
 import torchvision
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxdbsr
 from fxdbsr.commands.bench import IMAGE_CHANNELS
@@ -39,19 +40,38 @@ COLUMNS = ("conv", "calls", "sparsity", "arm", "median", "low", "high", "base_ms
 
 
 def convs_of(model: nn.Module, x: Tensor) -> Counter[tuple[Any, ...]]:
-    """(channels, outputs, kernel, stride, padding, dilation, groups, input size) of every conv, with its calls."""
+    """(channels, outputs, kernel, stride, padding, dilation, groups, input size, pool) of every conv, and its calls."""
     found: Counter[tuple[Any, ...]] = Counter()
+    pools = pools_of(model)
 
     def note(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(conv, nn.Conv2d)
         geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-        found[(conv.in_channels, conv.out_channels, *geometry, tuple(args[0].shape[2:]))] += 1
+        found[(conv.in_channels, conv.out_channels, *geometry, tuple(args[0].shape[2:]), pools.get(conv))] += 1
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(note)
     with torch.inference_mode():
         model(x)
+    return found
+
+
+def pools_of(model: nn.Module) -> dict[nn.Module, int]:
+    """The size of the max pool behind a conv, a batch norm and a ReLU, where its windows lie side by side."""
+    traced = fx.symbolic_trace(model)
+    modules = dict(traced.named_modules())
+    found: dict[nn.Module, int] = {}
+    for node in traced.graph.nodes:
+        conv, behind = modules.get(str(node.target)), node
+        while len(behind.users) == 1 and (
+            behind is node or isinstance(modules.get(str(behind.target)), nn.BatchNorm2d | nn.ReLU)
+        ):
+            behind = next(iter(behind.users))
+        pool = modules.get(str(behind.target))
+        sizes = (pool.kernel_size, pool.stride, pool.padding) if isinstance(pool, nn.MaxPool2d) else ()
+        if isinstance(conv, nn.Conv2d) and sizes == (2, 2, 0):
+            found[conv] = 2
     return found
 
 
@@ -64,9 +84,10 @@ def dense_call(conv: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
     return lambda: run(x, packed, conv.bias, *sizes, conv.groups, "relu", [], "")
 
 
-def error(found: Tensor, conv: nn.Conv2d, x: Tensor) -> float:
+def error(found: Tensor, conv: nn.Conv2d, x: Tensor, pool: int | None = None) -> float:
     """Largest difference from float64, over the largest output."""
     exact = torch.relu(copy.deepcopy(conv).double()(x.double()))
+    exact = nn.functional.max_pool2d(exact, pool) if pool else exact
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 
@@ -90,9 +111,11 @@ def step_call(fast: ConvertedModule, x: Tensor) -> Callable[[], None]:
     return timed
 
 
-def measured(conv: nn.Conv2d, x: Tensor, block: str, sparsity: float, pairs: int) -> Iterator[dict[str, Any]]:
+def measured(
+    conv: nn.Conv2d, pool: int | None, x: Tensor, block: str, sparsity: float, pairs: int
+) -> Iterator[dict[str, Any]]:
     """One conv at one sparsity; both sides are checked on the weights that they have."""
-    net = nn.Sequential(conv, nn.ReLU())
+    net = nn.Sequential(conv, nn.ReLU(), *([nn.MaxPool2d(pool)] if pool else []))
     if conv.in_channels <= IMAGE_CHANNELS:
         fast = fxdbsr.convert(net, block_size=parse_block(block))
     else:
@@ -103,7 +126,7 @@ def measured(conv: nn.Conv2d, x: Tensor, block: str, sparsity: float, pairs: int
     kept = copy.deepcopy(conv)
     with torch.inference_mode():
         kept.weight.copy_(layer.weight())
-        errors = {"error": error(fast(x), kept, x), "error_dense": error(dense_call(kept, x)(), kept, x)}
+        errors = {"error": error(fast(x), kept, x, pool), "error_dense": error(dense_call(kept, x)(), kept, x)}
         for arm, call in (("step", step_call(fast, x)), ("call", partial(fast, x))):
             ratio = paired(dense_call(conv, x), call, pairs, warm_up=3)
             yield {"arm": arm} | as_row(ratio) | errors | {"engine": layer.engine, "density": round(layer.density, 4)}
@@ -115,15 +138,16 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     dtype = getattr(torch, options.dtype)
     model = torchvision.models.get_model(name, weights=None).eval()
     sums: dict[tuple[float, str], list[float]] = {}
-    for (c, o, kernel, stride, padding, dilation, groups, size), calls in convs_of(
+    for (c, o, kernel, stride, padding, dilation, groups, size, pool), calls in convs_of(
         model, torch.randn(1, 3, options.size, options.size)
     ).items():
         conv = nn.Conv2d(c, o, kernel, stride, padding, dilation, groups).to(dtype)
         conv = conv.to(memory_format=torch.channels_last).requires_grad_(False).eval()
         x = torch.randn(1, c, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        text = f"{c}-{o} {kernel[0]}x{kernel[1]}/{stride[0]} g{groups} @{size[0]}"
+        behind = f" max {pool}x{pool}" if pool else ""
+        text = f"{c}-{o} {kernel[0]}x{kernel[1]}/{stride[0]} g{groups} @{size[0]}{behind}"
         for sparsity in map(float, options.sparsity.split(",")):
-            for row in measured(conv, x, options.block, sparsity, options.pairs):
+            for row in measured(conv, pool, x, options.block, sparsity, options.pairs):
                 total = sums.setdefault((sparsity, row["arm"]), [0.0, 0.0])
                 total[0] += calls * row["base_ms"]
                 total[1] += calls * row["arm_ms"]

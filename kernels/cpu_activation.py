@@ -63,6 +63,15 @@ def activated(code: Code, value: str, n: int, activation: str, negative_slope: f
     return value
 
 
+def maximum(code: Code, value: str, other: str, n: int) -> str:
+    """The larger of two in each of n lanes of float32, NaN where one is."""
+    vector = f"<{n} x float>"
+    larger = code.value(f"fcmp ogt {vector} {other}, {value}")
+    is_nan = code.value(f"fcmp uno {vector} {other}, {other}")
+    take = code.value(f"or <{n} x i1> {larger}, {is_nan}")
+    return code.value(f"select <{n} x i1> {take}, {vector} {other}, {vector} {value}")
+
+
 def _literal(x: float) -> str:
     """The float32 nearest to x, as IR writes it."""
     (single,) = struct.unpack("<f", struct.pack("<f", x))

@@ -25,6 +25,7 @@ class Conv:
         edge: outputs of the last block row of a group.
         bias: there is one.
         activation, negative_slope: of the epilogue.
+        pool: windows of (rows, columns) of the outputs, of which `y` takes the maxima; (1, 1) to take all outputs.
     """
 
     target: Target
@@ -45,6 +46,17 @@ class Conv:
     bias: bool
     activation: str
     negative_slope: float
+    pool: tuple[int, int] = (1, 1)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(rows, columns) of outputs computed at a place: a tile, or tiles below each other that fill windows."""
+        return max(self.tile[0], self.pool[0]), self.tile[1]
+
+    @property
+    def written(self) -> Layout:
+        """Where tiles write: `y`, or a patch of one block row's outputs that is pooled while it is in the cache."""
+        return self.y if self.pool == (1, 1) else Layout.channels_last(self.block[0], self.patch)
 
     @property
     def element(self) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import gcd
 
+from fxdbsr.kernels.cpu_activation import maximum
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_steps import step
 from fxdbsr.kernels.jit import Target
@@ -166,10 +167,7 @@ def _pooled(code: Code, pool: Pool, source: str, window: tuple[str, str, str, st
         value = code.floats(at, 0, n, count)
         if pool.kind == "mean":
             return [code.value(f"fadd {vector} {found}, {value}")]
-        larger = code.value(f"fcmp ogt {vector} {value}, {found}")
-        is_nan = code.value(f"fcmp uno {vector} {value}, {value}")
-        take = code.value(f"or <{n} x i1> {larger}, {is_nan}")
-        return [code.value(f"select <{n} x i1> {take}, {vector} {value}, {vector} {found}")]
+        return [maximum(code, found, value, n)]
 
     def row(h: str, found: str) -> list[str]:
         return code.loop("w", left, right, 1, lambda w, found: one(h, w, found), [(vector, found)])

@@ -32,6 +32,7 @@ class Geometry:
     bias: bool
     activation: str
     negative_slope: float
+    pool: tuple[int, int] = (1, 1)  # windows of outputs that follow, of which the maxima are kept
 
     def order(self, target: Target) -> Order:
         """Order of the weights in code for `target`."""
@@ -109,10 +110,11 @@ def code_of(
     conv: Geometry, target: Target, x: Layout, y: Layout, residual: Layout | None, images: int
 ) -> tuple[Conv, int]:
     """The code for these layouts, and the images that it sees."""
-    grid, order, out = conv.grid, conv.order(target), y.size
+    grid, order = conv.grid, conv.order(target)
+    out = y.size[0] * conv.pool[0], y.size[1] * conv.pool[1]
     (stride, padding), size = (conv.stride, conv.padding), x.size
     layouts = [layout for layout in (x, y, residual) if layout is not None]
-    if grid.kernel_size == (1, 1) and stride == (1, 1) and all(layout.border == (0, 0) for layout in layouts):
+    if grid.kernel_size == stride == conv.pool == (1, 1) and all(layout.border == (0, 0) for layout in layouts):
         # a run of pixels, over all images where each is one plane
         many = images if all(layout.block >= layout.channels for layout in layouts) else 1
         images, size = images // many, (1, many * size[0] * size[1])
@@ -123,9 +125,9 @@ def code_of(
     limits = tile_pixels(target, order)
     taps = size[0], stride[0], padding[0], conv.dilation[0]
     if order.tiles:
-        tile = register_tile(out, 2 if order.height > 16 else 4)
+        tile = register_tile(out, 2 if order.height > 16 else 4, conv.pool)
     else:
-        tile = image_tile(out, limits, grid.kernel_size[0], taps)
+        tile = image_tile(out, limits, grid.kernel_size[0], taps, conv.pool)
     group = grid.out_channels // grid.groups, grid.in_channels // grid.groups
     r, s = grid.kernel_size
     code = Conv(
@@ -147,6 +149,7 @@ def code_of(
         conv.bias,
         conv.activation,
         conv.negative_slope if conv.activation == "leaky_relu" else 0.0,
+        conv.pool,
     )
     return code, images
 
@@ -180,7 +183,7 @@ def task_table(code: Conv, rows: int, nnz: int, images: int, threads: int) -> li
 
     Where panels are too few for the threads, what all of them read is cut: the kept weights, or else the input.
     """
-    (P, Q), (height, width) = code.out, code.tile
+    (P, Q), (height, width) = code.out, code.patch
     lines, columns = ceil(P / height), ceil(Q / width)
     line_bytes = code.stride[0] * height * code.x.line * ceil(code.x.channels / code.x.block) * code.element[1]
     along = columns if lines == 1 else lines  # what panels are cut from
@@ -224,7 +227,11 @@ def _cost(tiles: int, pixels: int, least: int) -> float:
 
 
 def image_tile(
-    out: tuple[int, int], limits: tuple[int, int], taps: int, rows: tuple[int, int, int, int]
+    out: tuple[int, int],
+    limits: tuple[int, int],
+    taps: int,
+    rows: tuple[int, int, int, int],
+    pool: tuple[int, int] = (1, 1),
 ) -> tuple[int, int]:
     """(rows, columns) of a tile for output size `out`.
 
@@ -233,6 +240,7 @@ def image_tile(
         limits: by `tile_pixels`.
         taps: kernel rows.
         rows: input rows H and stride, padding, dilation along them.
+        pool: windows that a tile, or tiles below each other, must fill; `out` is a multiple of it.
     """
     (P, Q), (H, stride, padding, dilation), (least, most) = out, rows, limits
 
@@ -246,23 +254,31 @@ def image_tile(
         return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1], least)
 
     tiles = []
-    for columns in {ceil(Q / n) for n in range(ceil(Q / most), min(Q, 4 * ceil(Q / most) + 8) + 1)}:
-        tiles += [(height, columns) for height in range(1, min(P, most // columns) + 1)]
+    for columns in {_multiple(ceil(Q / n), pool[1]) for n in range(ceil(Q / most), min(Q, 4 * ceil(Q / most) + 8) + 1)}:
+        heights = range(1, min(P, most // columns) + 1)
+        tiles += [(height, columns) for height in heights if 0 in (height % pool[0], pool[0] % height)]
     return min(tiles, key=lambda t: (cost(t), -t[0] * t[1], t))
 
 
-def register_tile(out: tuple[int, int], registers: int) -> tuple[int, int]:
+def _multiple(count: int, of: int) -> int:
+    return ceil(count / of) * of
+
+
+def register_tile(out: tuple[int, int], registers: int, pool: tuple[int, int] = (1, 1)) -> tuple[int, int]:
     """(rows, columns) of a tile for output size `out` and so many tile registers, each of equally many pixels of a row.
 
+    A tile, or tiles below each other, fill windows of `pool`, of which `out` is a multiple.
     A multiplication takes the time of 17 pixels and one for each pixel (measured on an Intel Xeon with AMX).
     """
     P, Q = out
-    best, least = (1, 1), float("inf")
+    best, least = (1, pool[1]), float("inf")
     for columns in range(1, min(Q, 16 * registers) + 1):
         pieces = ceil(columns / 16)
-        if columns % pieces:
+        if columns % pieces or columns % pool[1]:
             continue
         for rows in range(1, min(P, registers // pieces) + 1):
+            if rows % pool[0] and pool[0] % rows:
+                continue
             time = ceil(P / rows) * ceil(Q / columns) * rows * (17 * pieces + columns)
             if time < least or (time == least and rows * columns > best[0] * best[1]):
                 best, least = (rows, columns), time

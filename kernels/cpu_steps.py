@@ -37,6 +37,8 @@ def conv_step(conv: Conv) -> str:
             that meets the image in a tile that starts there.
     """
     code = Code(conv.bfloat16)
+    if conv.written is not conv.y:
+        code.emit(f"%patch = alloca [{conv.written.image * code.bytes} x i8], align 64")
     image, top, bottom, left, right, first_row, last_row = (
         code.index("%tasks", code.add(code.mul("%task", len(TASK)), i)) for i in range(len(TASK))
     )
@@ -69,25 +71,36 @@ def conv_step(conv: Conv) -> str:
 def _tiles(
     code: Code, conv: Conv, window: tuple[str, str, str, str], pointers: list[str], fixed: list[str], edge: bool
 ) -> None:
-    """Call the micro-kernels for the tiles of a window of outputs (top, bottom, left, right)."""
+    """Call the micro-kernels for the tiles of a window of outputs (top, bottom, left, right); pool what they write."""
     top, bottom, left, right = window
     steps = [(layout.line, layout.pixel) if layout else (0, 0) for layout in (conv.x, conv.y, conv.residual)]
     steps[0] = conv.stride[0] * steps[0][0], conv.stride[1] * steps[0][1]
 
+    parts, pools = conv.parts(edge), conv.written is not conv.y
+
+    def at(pointer: str, a: str, b: str, steps: tuple[int, int]) -> str:
+        return code.at(pointer, code.add(code.mul(a, steps[0]), code.mul(b, steps[1])))
+
     def line(a: str) -> None:
-        a = code.least(a, conv.out[0] - conv.tile[0])
-        meets = [f"i64 {code.index('%lines', code.add(code.mul(a, 2), i))}" for i in (0, 1)]
+        a = code.least(a, conv.out[0] - conv.patch[0])
+        lines = [code.add(a, i) for i in range(0, conv.patch[0], conv.tile[0])]
+        meets = [[code.index("%lines", code.add(code.mul(line, 2), i)) for i in (0, 1)] for line in lines]
 
-        def one(b: str) -> None:
+        def place(b: str) -> None:
             b = code.least(b, conv.out[1] - conv.tile[1])
-            at = [
-                code.at(pointer, code.add(code.mul(a, down), code.mul(b, across)))
-                for pointer, (down, across) in zip(pointers, steps, strict=True)
-            ]
-            given = ", ".join([*(f"ptr {p}" for p in at), *fixed, *meets])
-            for start, count in conv.parts(edge):
-                code.emit(f"call void @tile_{start}_{count}({given})")
+            for i, (line, meet) in enumerate(zip(lines, meets, strict=True)):
+                places = [at(pointer, line, b, s) for pointer, s in zip(pointers, steps, strict=True)]
+                if pools:
+                    places[1] = code.at("%patch", i * conv.tile[0] * conv.written.line)
+                given = ", ".join([*(f"ptr {p}" for p in places), *fixed, *(f"i64 {m}" for m in meet)])
+                for start, count in parts:
+                    code.emit(f"call void @tile_{start}_{count}({given})")
+            if pools:
+                window = [code.op("udiv", i, size) for i, size in zip((a, b), conv.pool, strict=True)]
+                y = at(pointers[1], window[0], window[1], (conv.y.line, conv.y.pixel))
+                for start, count in parts:
+                    cpu_tile.Tile(conv, start, count).pool(code, "%patch", y)
 
-        code.loop("column", left, right, conv.tile[1], one)
+        code.loop("column", left, right, conv.tile[1], place)
 
-    code.loop("line", top, bottom, conv.tile[0], line)
+    code.loop("line", top, bottom, conv.patch[0], line)

@@ -8,6 +8,9 @@ The sums of `rows x columns` pixels times a few vectors of outputs stay in regis
         for each pixel: broadcast its inputs k, multiply, add
     add bias and residual, apply the activation, store
 
+Where a max pool with windows side by side follows, tiles are stored to a patch of the stack that fills windows, and the
+maxima of the patch go to y: the whole output is never written.
+
 Layouts are those of `cpu_layout`: a pixel's inputs of a block are neighbours in memory, and where planes are as wide
 as blocks, those of neighbouring kernel columns follow, so that a kernel row is one run of k. A unit is one input, or
 a pair of bfloat16, for each of the sums of an output; sums side by side are added at the end. Where a vector spans
@@ -17,8 +20,9 @@ several groups, its lanes take the inputs of their own groups from one load.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
-from fxdbsr.kernels.cpu_activation import activated
+from fxdbsr.kernels.cpu_activation import activated, maximum
 from fxdbsr.kernels.cpu_conv import Conv
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.llvm import Code
@@ -54,8 +58,8 @@ class Tile:
     def write(self) -> str:
         """The function's text."""
         conv, size = self.conv, self.code.bytes
-        for a, b in self.pixels:
-            self._prefetch("%y", self._output(conv.y, a, b, self.start) * size, self.count * size, for_writing=True)
+        for a, b in self.pixels if conv.written is conv.y else ():
+            self._prefetch("%y", self.output(conv.y, a, b, self.start) * size, self.count * size, for_writing=True)
         first = ["zeroinitializer"] * len(self.vectors)
         if conv.bias and conv.order.sums == 1:
             first = [self.code.floats("%bias", start, n, count) for start, n, count in self.vectors]
@@ -202,12 +206,28 @@ class Tile:
         if conv.bias and (conv.order.sums > 1 or conv.order.tiles):
             value = code.value(f"fadd <{n} x float> {value}, {self.code.floats('%bias', start, n, count)}")
         if conv.residual is not None:
-            residual = self.code.floats("%residual", self._output(conv.residual, a, b, start), n, count)
+            residual = self.code.floats("%residual", self.output(conv.residual, a, b, start), n, count)
             value = code.value(f"fadd <{n} x float> {value}, {residual}")
         value = activated(code, value, n, conv.activation, conv.negative_slope)
-        code.store_floats(value, n, "%y", self._output(conv.y, a, b, start), count)
+        code.store_floats(value, n, "%y", self.output(conv.written, a, b, start), count)
 
-    def _output(self, layout: Layout, a: int, b: int, start: int) -> int:
+    def pool(self, code: Code, patch: str, y: str) -> None:
+        """Write into `code` what takes the maxima of the windows of a patch of these outputs, at y."""
+        conv, (down, across) = self.conv, self.conv.pool
+
+        def column(j: str) -> None:
+            source = code.at(patch, code.mul(j, across * conv.written.pixel))
+            to = code.at(y, code.mul(j, conv.y.pixel))
+            for i in range(conv.patch[0] // down):
+                for start, n, count in self.vectors:
+                    places = [(i * down + a, b) for a in range(down) for b in range(across)]
+                    met = [code.floats(source, self.output(conv.written, *place, start), n, count) for place in places]
+                    value = reduce(lambda found, other: maximum(code, found, other, n), met)
+                    code.store_floats(value, n, to, self.output(conv.y, i, 0, start), count)
+
+        code.loop("window", 0, conv.patch[1] // across, 1, column)
+
+    def output(self, layout: Layout, a: int, b: int, start: int) -> int:
         """Element of the output `start` of the tile's pixel (a, b) after the block row's first at its first pixel."""
         plane, within = divmod(start, layout.block)
         return a * layout.line + b * layout.pixel + plane * layout.plane + within

@@ -7,7 +7,7 @@ torch's own, on the same memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Operation:
         inputs: x, and of a conv the residual where there is one.
         layer: of a conv or linear.
         kernel, stride, padding: of pools.
+        pool: windows of a conv's outputs, side by side, of which its value is the maxima.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Operation:
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    pool: tuple[int, int] = (1, 1)
 
 
 def image_of(value: Any, batch: int, dtype: torch.dtype) -> Image | None:
@@ -74,6 +76,22 @@ def operations_of(graph: fx.Graph, images: Mapping[fx.Node, Image]) -> dict[fx.N
         if operation is not None and (operation.kind != "same" or operation.inputs[0] in found):
             found[node] = operation  # what torch makes torch also reshapes
     return found
+
+
+def pools_in_convs(
+    images: Mapping[fx.Node, Image], operations: Mapping[fx.Node, Operation]
+) -> tuple[dict[fx.Node, Image], dict[fx.Node, Operation]]:
+    """The same with maxima of 2 by 2 or fewer taken by the conv that they alone read, whose whole value nobody sees."""
+    images, operations = dict(images), dict(operations)
+    for node, pool in list(operations.items()):
+        if pool.kind != "max" or pool.kernel != pool.stride or max(pool.kernel) > 2 or pool.padding != (0, 0):
+            continue
+        (source,) = pool.inputs
+        conv = operations.get(source)
+        if conv is not None and conv.kind == "conv" and len(conv.inputs) == len(source.users) == 1:
+            operations[source], operations[node] = replace(conv, pool=pool.kernel), Operation("same", (source,))
+            images[source] = images[node]
+    return images, operations
 
 
 def operation_of(node: fx.Node, images: Mapping[fx.Node, Image]) -> Operation | None:

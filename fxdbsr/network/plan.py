@@ -241,7 +241,7 @@ class Plan:
         return self._copies[key]
 
     def _add_conv(self, operation: Operation, weights: Weights, x: Buffer, y: Buffer) -> None:
-        conv, bias = weights.conv, weights.bias
+        conv, bias = replace(weights.conv, pool=operation.pool), weights.bias
         source = self._fit(x, packed_input(conv, self.target, x.layout.size), takes(conv, self.target, x.layout))
         residual = None
         if len(operation.inputs) > 1:

@@ -21,7 +21,7 @@ from fxdbsr.kernels import cpu_program, jit
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.ops import is_watched
 from fxdbsr.network.memory import PAGE
-from fxdbsr.network.operations import image_of, operations_of
+from fxdbsr.network.operations import image_of, operations_of, pools_in_convs
 from fxdbsr.network.plan import Plan, Run, Weights, conv_weights, linear_weights, may_keep
 from fxdbsr.nn.packed import PackedConv
 
@@ -255,7 +255,8 @@ class Runner:
         assert target is not None
         found = {node: image_of(value, batch, dtype) for node, value in recorder.seen.items()}
         images = {node: image for node, image in found.items() if image is not None}
-        operations, aliases = operations_of(graph, images), frozenset(recorder.aliases)
+        aliases = frozenset(recorder.aliases)
+        images, operations = pools_in_convs(images, operations_of(graph, images))
         inputs = {node: layout for node, layout in layouts.items() if node in images}
         options = (images, operations, aliases, inputs, batch, dtype, threads, target, self._weights)
         return Planned(Plan(graph, *options), self.modules)
