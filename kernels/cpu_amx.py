@@ -17,7 +17,7 @@ from fxdbsr.kernels.cpu_tile import Tile
 
 
 def tile(conv: Conv, start: int, count: int) -> str:
-    """The function `@tile_{start}_{count}`, as that of `cpu_tile.tile`."""
+    """The function `@tile_{rows}_{start}_{count}`, as that of `cpu_tile.tile`."""
     return _RegisterTile(conv, start, count).write()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxdbsr.kernels.cpu_layout import Layout, Order
 from fxdbsr.kernels.jit import Target
@@ -52,6 +52,13 @@ class Conv:
     def patch(self) -> tuple[int, int]:
         """(rows, columns) of outputs computed at a place: a tile, or tiles below each other that fill windows."""
         return max(self.tile[0], self.pool[0]), self.tile[1]
+
+    @property
+    def last(self) -> Conv:
+        """The code for what tiles leave over of the rows; itself where the last tile starts early instead."""
+        rest = self.out[0] % self.tile[0]
+        may = rest and self.pool == (1, 1) and not self.order.tiles
+        return replace(self, tile=(rest, self.tile[1])) if may else self
 
     @property
     def written(self) -> Layout:

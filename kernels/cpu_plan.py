@@ -170,7 +170,7 @@ def line_table(code: Conv) -> list[int]:
     table: list[int] = []
     (stride, _), (pad, _), (step, _), (R, _) = code.stride, code.padding, code.dilation, code.kernel
     for top in range(code.out[0]):
-        bottom = top + code.tile[0] - 1
+        bottom = min(top + code.tile[0], code.out[0]) - 1
         met = [
             r for r in range(R) if bottom * stride + r * step >= pad and top * stride + r * step < code.x.size[0] + pad
         ]
@@ -185,7 +185,9 @@ def task_table(code: Conv, rows: int, nnz: int, images: int, threads: int) -> li
     """
     (P, Q), (height, width) = code.out, code.patch
     lines, columns = ceil(P / height), ceil(Q / width)
-    line_bytes = code.stride[0] * height * code.x.line * ceil(code.x.channels / code.x.block) * code.element[1]
+    down, across = (min(step, taps) for step, taps in zip(code.stride, code.kernel, strict=True))  # what is read of it
+    line = code.x.line * across // code.stride[1]
+    line_bytes = down * height * line * ceil(code.x.channels / code.x.block) * code.element[1]
     along = columns if lines == 1 else lines  # what panels are cut from
     panels = ceil(along / max(1, min(along, PANEL_BYTES * along // max(1, lines * line_bytes))))
     wanted = TASKS * threads
@@ -222,8 +224,8 @@ def tile_pixels(target: Target, order: Order) -> tuple[int, int]:
 
 
 def _cost(tiles: int, pixels: int, least: int) -> float:
-    """Time of tiles of that many pixels: the weights' loads cost about as much as most of a pixel."""
-    return tiles * (max(pixels, least) + 0.6)
+    """Time of tiles of that many pixels: their weights, from the second-level cache, cost as much as 1.5 pixels."""
+    return tiles * (max(pixels, least) + 1.5)
 
 
 def image_tile(
@@ -245,13 +247,15 @@ def image_tile(
     (P, Q), (H, stride, padding, dilation), (least, most) = out, rows, limits
 
     def cost(tile: tuple[int, int]) -> float:
-        met = 0
-        for top in range(0, P, tile[0]):
-            last = min(top, P - tile[0]) + tile[0] - 1
-            first = last - tile[0] + 1
-            for r in range(0, taps * dilation, dilation):
-                met += last * stride + r >= padding and first * stride + r < H + padding
-        return _cost(met * ceil(Q / tile[1]), tile[0] * tile[1], least)
+        total = 0.0
+        for first in range(0, P, tile[0]):
+            last = min(first + tile[0], P) - 1
+            met = sum(
+                last * stride + r >= padding and first * stride + r < H + padding
+                for r in range(0, taps * dilation, dilation)
+            )
+            total += _cost(met * ceil(Q / tile[1]), (last - first + 1) * tile[1], least)
+        return total
 
     tiles = []
     for columns in {_multiple(ceil(Q / n), pool[1]) for n in range(ceil(Q / most), min(Q, 4 * ceil(Q / most) + 8) + 1)}:

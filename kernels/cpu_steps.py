@@ -65,7 +65,9 @@ def conv_step(conv: Conv) -> str:
     if conv.order.tiles:
         code.call("void", "llvm.x86.tilerelease")
     write = cpu_amx.tile if conv.order.tiles else cpu_tile.tile
-    return step(code, CONV, [write(conv, *part) for part in sorted({*conv.parts(False), *conv.parts(True)})])
+    parts = sorted({*conv.parts(False), *conv.parts(True)})
+    codes = dict.fromkeys((conv, conv.last))
+    return step(code, CONV, [write(of, *part) for of in codes for part in parts])
 
 
 def _tiles(
@@ -81,8 +83,7 @@ def _tiles(
     def at(pointer: str, a: str, b: str, steps: tuple[int, int]) -> str:
         return code.at(pointer, code.add(code.mul(a, steps[0]), code.mul(b, steps[1])))
 
-    def line(a: str) -> None:
-        a = code.least(a, conv.out[0] - conv.patch[0])
+    def line(conv: Conv, a: str) -> None:
         lines = [code.add(a, i) for i in range(0, conv.patch[0], conv.tile[0])]
         meets = [[code.index("%lines", code.add(code.mul(line, 2), i)) for i in (0, 1)] for line in lines]
 
@@ -94,7 +95,7 @@ def _tiles(
                     places[1] = code.at("%patch", i * conv.tile[0] * conv.written.line)
                 given = ", ".join([*(f"ptr {p}" for p in places), *fixed, *(f"i64 {m}" for m in meet)])
                 for start, count in parts:
-                    code.emit(f"call void @tile_{start}_{count}({given})")
+                    code.emit(f"call void @tile_{conv.tile[0]}_{start}_{count}({given})")
             if pools:
                 window = [code.op("udiv", i, size) for i, size in zip((a, b), conv.pool, strict=True)]
                 y = at(pointers[1], window[0], window[1], (conv.y.line, conv.y.pixel))
@@ -103,4 +104,10 @@ def _tiles(
 
         code.loop("column", left, right, conv.tile[1], place)
 
-    code.loop("line", top, bottom, conv.patch[0], line)
+    def lines(a: str) -> None:
+        before = conv.out[0] - conv.patch[0]
+        if conv.last is conv:
+            return line(conv, code.least(a, before))
+        return code.when(code.value(f"icmp sle i64 {a}, {before}"), partial(line, conv, a), partial(line, conv.last, a))
+
+    code.loop("line", top, bottom, conv.patch[0], lines)

@@ -32,7 +32,7 @@ _DOT = "llvm.x86.avx512bf16.dpbf16ps."
 
 
 def tile(conv: Conv, start: int, count: int) -> str:
-    """The function `@tile_{start}_{count}`: `count` outputs of a block row from `start` on.
+    """The function `@tile_{rows}_{start}_{count}`: `count` outputs of a block row from `start` on, of so many rows.
 
     Its arguments: x, y, residual at the tile's first pixel, y, residual, bias at the block row's first output; w, col
     at its first block; n, its blocks; first, last + 1 of the kernel rows to meet.
@@ -71,8 +71,9 @@ class Tile:
 
     def _function(self) -> str:
         pointers = ", ".join(f"ptr noalias %{name}" for name in ("x", "y", "residual", "bias", "w", "col"))
-        head = f"define internal void @tile_{self.start}_{self.count}({pointers}, i64 %n, i64 %first, i64 %last)"
-        return self.code.function(f"{head} noinline nounwind")
+        name = f"tile_{self.conv.tile[0]}_{self.start}_{self.count}"
+        head = f"define internal void @{name}({pointers}, i64 %n, i64 %first, i64 %last) noinline nounwind"
+        return self.code.function(head)
 
     def _prefetch(self, pointer: str, first: int, size: int, for_writing: bool = False) -> None:
         """Fetch the lines that start in `size` bytes from byte `first` on."""

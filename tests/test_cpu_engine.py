@@ -212,6 +212,18 @@ def test_float32_equals_the_reference(case: Case, target: jit.Target) -> None:
     check(arguments(case), target)
 
 
+@AVX2_TOO
+def test_rows_that_tiles_leave_over_have_code_of_their_own(target: jit.Target) -> None:
+    base = Case(kernel=(3, 3), padding=(1, 1), channels=(64, 72), residual=True, batch=2)
+    cases = [replace(base, size=size) for size in ((3, 3), (5, 4), (7, 3), (11, 2), (7, 7))]
+    left = [case for case in cases if (made := code(case, target)).out[0] % made.tile[0]]
+    assert len(left) >= 2
+    for case in left:
+        made = code(case, target)
+        assert made.last.tile == (made.out[0] % made.tile[0], made.tile[1])
+        check(arguments(case), target)
+
+
 @pytest.mark.skipif(not (TARGET and TARGET.bfloat16), reason="needs avx512_bf16")
 @pytest.mark.parametrize("tiles", [False, True], ids=["dots", "tiles"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
