@@ -3,8 +3,8 @@
     y = activation(conv(x, unpack(values)) + bias + residual)
 
 This file is the engine as the operator sees it: one conv between tensors with channels last. It checks, plans and
-calls; `cpu_tile` and `cpu_steps` write the code, `jit` compiles it, `cpu_layout` and `cpu_plan` say where everything
-lies and who does what. `fxdbsr.network` puts the steps of a whole model together.
+calls; `cpu_tile` and `cpu_steps` write the code, `jit` compiles it, `cpu_layout`, `cpu_plan` and `cpu_cuts` say where
+everything lies and who does what. `fxdbsr.network` puts the steps of a whole model together.
 """
 
 from __future__ import annotations

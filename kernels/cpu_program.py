@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_conv import Conv
+from fxdbsr.kernels.cpu_cuts import code_of, line_table, row_table, task_table
 from fxdbsr.kernels.cpu_images import Copy, Pool, copy_step, pool_step
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_plan import Geometry, code_of, line_table, row_table, task_table
+from fxdbsr.kernels.cpu_plan import Geometry
 from fxdbsr.kernels.cpu_steps import TASK, conv_step
 from fxdbsr.kernels.cpu_team import LINE, team
 

@@ -24,9 +24,10 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cache as disk
 from fxdbsr.kernels import cpu, cpu_program, jit, ops, reference
 from fxdbsr.kernels.cpu_conv import Conv
+from fxdbsr.kernels.cpu_cuts import code_of, image_tile, register_tile, task_table
 from fxdbsr.kernels.cpu_images import Copy, Pool, copy_step, pool_step
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_plan import Geometry, code_of, image_tile, packed_input, register_tile, task_table
+from fxdbsr.kernels.cpu_plan import Geometry, packed_input
 from fxdbsr.kernels.cpu_steps import TASK, conv_step
 from fxdbsr.kernels.geometry import ACTIVATIONS
 

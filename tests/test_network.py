@@ -23,7 +23,7 @@ from fxdbsr.graph import trace_eval
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import best_grid
-from fxdbsr.network import plan, runner
+from fxdbsr.network import calls, plan, runner
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.plan import Run
 from fxdbsr.nn.packed import PackedConv
@@ -49,11 +49,11 @@ def converted(model: nn.Module, block: Any = (16, 16), sparsity: float = 0.5, **
     return found
 
 
-def plan_of(model: nn.Module) -> runner.Planned:
+def plan_of(model: nn.Module) -> calls.Planned:
     """The plan that `model` made last."""
     found: Any = type(model)
     planned = next(reversed(found.runner.plans.values()))
-    assert isinstance(planned, runner.Planned)
+    assert isinstance(planned, calls.Planned)
     return planned
 
 
@@ -182,9 +182,9 @@ def test_result_does_not_depend_on_the_batch_or_the_threads() -> None:
 @pytest.mark.parametrize("large", [0, 5_000, 30_000, 1 << 20])
 def test_every_value_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
     """Memory starts as NaN, but for borders and what fills up planes; whatever is done image by image."""
-    plain = runner.Memory.__init__
+    plain = calls.Memory.__init__
 
-    def poisoned(self: runner.Memory, made: Any, modules: Any) -> None:
+    def poisoned(self: calls.Memory, made: Any, modules: Any) -> None:
         plain(self, made, modules)
         own = [b for item in made.items if isinstance(item, Run) for move in item.moves for b in move.buffers]
         clean = [
@@ -197,7 +197,7 @@ def test_every_value_is_written_before_it_is_read(monkeypatch: pytest.MonkeyPatc
         for (start, stop), old in zip(clean, saved, strict=True):
             self.arena[start:stop] = old
 
-    monkeypatch.setattr(runner.Memory, "__init__", poisoned)
+    monkeypatch.setattr(calls.Memory, "__init__", poisoned)
     monkeypatch.setattr(plan, "LARGE", large / torch.get_num_threads())
     for block in ((16, 16), (8, 8), (32, 16)):
         assert_same(converted(Residual(), block), torch.randn(2, 3, 20, 20))
@@ -311,7 +311,7 @@ def no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise WatchedError
 
-    monkeypatch.setattr(runner.Planned, "__call__", refuse)
+    monkeypatch.setattr(calls.Planned, "__call__", refuse)
 
 
 @pytest.mark.usefixtures("no_steps")

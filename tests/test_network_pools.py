@@ -13,8 +13,9 @@ pytest.importorskip("llvmlite")
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.converted import ConvertedModule
 from fxdbsr.kernels import jit
+from fxdbsr.kernels.cpu_cuts import code_of, image_tile, register_tile
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_plan import Geometry, code_of, image_tile, packed_input, register_tile
+from fxdbsr.kernels.cpu_plan import Geometry, packed_input
 from fxdbsr.kernels.cpu_steps import conv_step
 from fxdbsr.network import runner
 from fxdbsr.network.plan import Run

@@ -6,21 +6,21 @@ their readers want, in an arena that is planned once: where a value is no longer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_images import Copy, Pool
 from fxdbsr.kernels.cpu_layout import Layout
-from fxdbsr.kernels.cpu_plan import Geometry, best_grid, packed_input, takes, writes
+from fxdbsr.kernels.cpu_plan import Geometry, packed_input, takes, writes
 from fxdbsr.kernels.cpu_program import Place, Program, Step, conv_of, copy_of, pool_of
+from fxdbsr.network.homes import homes, readers
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.operations import Image, Operation
+from fxdbsr.network.weights import Weights
 from fxdbsr.nn.packed import PackedConv
 
 LARGE = 512 << 10  # bytes of an image, for each thread, of which their second-level caches hold but one or two
@@ -47,17 +47,6 @@ class Run:
     alone: int = 0
     outside: list[Buffer] = field(default_factory=list)
     program: Program | None = None
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a conv's step needs beside its geometry."""
-
-    conv: Geometry
-    values: Tensor
-    crow_indices: Tensor
-    col_indices: Tensor
-    bias: Tensor | None
 
 
 @dataclass
@@ -97,10 +86,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self._now = 0
-        self._homes: dict[fx.Node, Layout] = {}
-        for node in reversed(self.graph.nodes):
-            if node in self.images:
-                self._homes[node] = self._home(node)
+        self._homes = homes(self.graph, self.images, self.operations, self.inputs, self._conv, self.target)
         self._copies: dict[tuple[int, Layout], Buffer] = {}
         for node in self.graph.nodes:
             if node in self.operations:
@@ -138,6 +124,9 @@ class Plan:
         alone = [step(move, image, 1) for image in range(self.batch) for move in run.moves[: run.alone]]
         return [*alone, *(step(move, 0, self.batch) for move in run.moves[run.alone :])]
 
+    def _conv(self, layer: PackedConv | nn.Linear) -> Geometry:
+        return self.weights_of(layer).conv
+
     @property
     def is_whole(self) -> bool:
         """True where the engine runs everything, so that images may be taken in any parts."""
@@ -147,50 +136,6 @@ class Plan:
         """A node for each of the buffers outside the arena that `run` reads or writes."""
         node_of = {id(buffer): node for node, buffer in reversed(self.buffers.items())}
         return [node_of[id(buffer)] for buffer in run.outside]
-
-    def readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The nodes that read the value of `node`, also as another shape."""
-        for user in node.users:
-            if user in self.operations and self.operations[user].kind == "same":
-                yield from self.readers(user)
-            else:
-                yield user
-
-    def _home(self, node: fx.Node) -> Layout:
-        """The layout that suits the readers of `node`, of those in which it can be written."""
-        image, operation = self.images[node], self.operations.get(node)
-        last = Layout.channels_last(image.channels, image.size)
-        readers = [*self.readers(node)]
-        if operation is None:
-            return self.inputs.get(node, last)
-        if operation.kind in ("linear", "same") or any(reader not in self.operations for reader in readers):
-            return last
-        wanted = [self._wanted(node, reader) for reader in readers]
-        for layout in sorted(wanted, key=lambda w: w.border, reverse=True):
-            alike = [
-                w.border for w in wanted if (w.block, w.pixel, w.groups) == (layout.block, layout.pixel, layout.groups)
-            ]
-            layout = replace(layout, border=(max(top for top, _ in alike), max(left for _, left in alike)))
-            if operation.layer is None:
-                fits = layout.groups == 1
-            else:
-                fits = writes(self.weights_of(operation.layer).conv, layout, self.target)
-            if fits:
-                return layout
-        return last
-
-    def _wanted(self, node: fx.Node, reader: fx.Node) -> Layout:
-        """The layout in which `reader` reads the value of `node` best."""
-        operation, image = self.operations[reader], self.images[node]
-        if operation.layer is not None and self.operations[reader].inputs[0] in (node, *self._same_as(node)):
-            return packed_input(self.weights_of(operation.layer).conv, self.target, image.size)
-        return replace(self._homes[reader], channels=image.channels, size=image.size, border=(0, 0))
-
-    def _same_as(self, node: fx.Node) -> Iterator[fx.Node]:
-        for user in node.users:
-            if user in self.operations and self.operations[user].kind == "same":
-                yield user
-                yield from self._same_as(user)
 
     def _leave(self, node: fx.Node) -> None:
         """Let torch run `node`."""
@@ -209,7 +154,7 @@ class Plan:
         if operation.kind == "same":
             self.buffers[node] = self.buffers[x]
             return
-        outside = any(reader.op == "output" for reader in self.readers(node))
+        outside = any(reader.op == "output" for reader in readers(node, self.operations))
         y = self.buffers[node] = Buffer(self._homes[node], outside)
         if operation.layer is not None:
             self._add_conv(operation, self.weights_of(operation.layer), self.buffers[x], y)
@@ -268,37 +213,3 @@ class Plan:
         windows = (operation.kernel, operation.stride, operation.padding, to.size)
         pool = Pool(self.target, self.dtype == torch.bfloat16, operation.kind, *windows, source.layout, to)
         self._move((source, y), lambda places, images: pool_of(pool, images, places))
-
-
-def may_keep(node: fx.Node) -> bool:
-    """True where `node` calls code from outside of torch, which may keep what it reads."""
-    if node.op == "call_method":
-        return False
-    owner = node.graph.owning_module
-    target: Any = type(owner.get_submodule(str(node.target))) if node.op == "call_module" and owner else node.target
-    module = getattr(target, "__module__", None) or "builtins"
-    return module.split(".")[0] not in ("torch", "_operator", "builtins", "math", "fxdbsr")
-
-
-def conv_weights(layer: PackedConv, target: jit.Target) -> Weights:
-    """The weights of a conv, or of a layer as a conv, in taller blocks than the layer's own where those are faster."""
-    planar = layer.lift or layer
-    stride, padding, dilation = ((v[0], v[1]) for v in (planar.stride, planar.padding, planar.dilation))
-    grid = best_grid(planar.grid, layer.crow_indices, layer.col_indices)
-    bfloat16, bias = layer.values.dtype == torch.bfloat16, layer.planar_bias()
-    epilogue = (bias is not None, layer.activation, layer.negative_slope)
-    conv = Geometry(grid, stride, padding, dilation, bfloat16, *epilogue)
-    if grid == planar.grid:
-        return Weights(conv, layer.engine_weights(), layer.crow_indices, layer.col_indices, bias)
-    values, crow_indices, col_indices = grid.pack(layer.weight().detach().view(grid.weight_shape))
-    return Weights(conv, conv.order(target).weights(values), crow_indices, col_indices, bias)
-
-
-def linear_weights(layer: nn.Linear, target: jit.Target) -> Weights:
-    """The weights of a linear layer as those of a conv over one pixel, in blocks as wide as the input."""
-    bfloat16, bias = layer.weight.dtype == torch.bfloat16, layer.bias
-    grid = BlockGrid.of((layer.out_features, layer.in_features, 1, 1), (32, None))
-    conv = Geometry(grid, (1, 1), (0, 0), (1, 1), bfloat16, bias is not None, "none", 0.0)
-    keep = torch.ones(grid.shape, dtype=torch.bool)
-    values, crow, col = grid.pack(layer.weight.detach()[:, :, None, None], keep)
-    return Weights(conv, conv.order(target).weights(values), crow, col, None if bias is None else bias.detach())
