@@ -14,7 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_plans import PLANS, SEEDS
+from bench.accuracy_plans import NARROW, PLANS, SEEDS
 from bench.accuracy_records import Record, changes, key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
 from bench.accuracy_training import Setting
@@ -43,14 +43,19 @@ def pick(among: Sequence[Group], arm: str, sparsity: float | None) -> Group | No
     return next((group for group in among if group.name == arm and group.sparsity == sparsity), None)
 
 
+def run_at(among: Sequence[Group]) -> list[float]:
+    """The sparsities at which any arm ran."""
+    return [s for s in SPARSITIES if any(group.sparsity == s for group in among)]
+
+
 def accuracies(data: str) -> str:
     """Mean, standard deviation and number of seeds of every arm."""
     among = found(data)
     if not among:
         return "Not measured yet."
     dense = pick(among, "dense", None)
-    heads = ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in SPARSITIES)]
-    table = [[LABELS[arm], *(_mean(pick(among, arm, s)) for s in SPARSITIES)] for arm in FIXED]
+    heads = ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in run_at(among))]
+    table = [[LABELS[arm], *(_mean(pick(among, arm, s)) for s in run_at(among))] for arm in FIXED]
     return f"Dense: {_mean(dense)}. Percent of the test images, mean ± deviation (seeds).\n\n{_pipe(table, heads)}"
 
 
@@ -59,9 +64,9 @@ def differences(data: str) -> str:
     among = found(data)
     if not among:
         return "Not measured yet."
-    heads = ["our default less", *(f"{sparsity:.0%}" for sparsity in SPARSITIES)]
-    table = [[LABELS[arm], *(_gap(among, arm, s) for s in SPARSITIES)] for arm in FIXED[1:]]
-    table.append(["dense", *(_gap(among, "dense", s) for s in SPARSITIES)])
+    heads = ["our default less", *(f"{sparsity:.0%}" for sparsity in run_at(among))]
+    table = [[LABELS[arm], *(_gap(among, arm, s) for s in run_at(among))] for arm in FIXED[1:]]
+    table.append(["dense", *(_gap(among, "dense", s) for s in run_at(among))])
     return _pipe(table, heads)
 
 
@@ -113,11 +118,11 @@ def penalty(data: str) -> str:
     return _pipe(sorted(table), ["gamma", "MACs zero", "accuracy"])
 
 
-def floor() -> str:
-    """What the default has to reach on the generated images, and whether it does."""
-    among = found("generated")
+def floor(data: str) -> str:
+    """What the default has to reach, and whether it does."""
+    among = found(data)
     asked: list[tuple[str, Difference | None, float]] = []
-    for s in SPARSITIES:
+    for s in run_at(among):
         gap = _difference(among, "gradual", s)
         noise = -2 * gap.error if gap and gap.error <= 0.5 else math.nan
         asked.append(
@@ -189,10 +194,10 @@ def first_look() -> str:
     return _pipe(table, ["arm and options", "else", "accuracy"])
 
 
-def tuning(data: str = "generated") -> str:
-    """Learning rates and weight decays that were tried for each arm at 90 %, best first."""
-    plain = {"begin": 0.1, "end": 0.67, "power": 0.5}
-    records = [r for r in read(RESULTS / "accuracy_tuning.jsonl") if r["data"] == data and r["gamma"] is None]
+def tuning(data: str, width: int) -> str:
+    """Learning rates and weight decays that were tried for each arm in nets of that width, best first."""
+    plain = {"data": data, "width": width, "gamma": None, "begin": 0.1, "end": 0.67, "power": 0.5}
+    records = read(RESULTS / "accuracy_tuning.jsonl")
     records = [r for r in records if all(r[name] == value for name, value in plain.items())]
     table = []
     for arm in dict.fromkeys(record["arm"] for record in records):
@@ -258,10 +263,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "penalty": lambda: penalty("generated"),
     "digits": lambda: accuracies("digits"),
     "digits_differences": lambda: differences("digits"),
-    "floor": floor,
+    "floor": lambda: floor("generated"),
+    "narrow": lambda: accuracies("narrow"),
+    "narrow_differences": lambda: differences("narrow"),
+    "narrow_floor": lambda: floor("narrow"),
     "trials": trials,
     "confirmed": confirmed,
     "first_look": first_look,
-    "tuning": tuning,
-    "digits_tuning": lambda: tuning("digits"),
+    "tuning": lambda: tuning("generated", 32),
+    "narrow_tuning": lambda: tuning("generated", NARROW),
+    "digits_tuning": lambda: tuning("digits", 16),
 }

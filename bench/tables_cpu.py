@@ -62,7 +62,7 @@ def headline() -> str:
 
 
 def cpu_layers() -> str:
-    """Sums over the convs of a network, and the worst error beside oneDNN's."""
+    """Sums over the convs of a network, the conv of the lowest ratio, and the worst error beside oneDNN's."""
     found, sources = [], []
     for path in sorted(RESULTS.glob("cpu_layers_*.jsonl")):
         machine, rows = lines(path)
@@ -71,8 +71,11 @@ def cpu_layers() -> str:
         for row in rows:
             if row["conv"] == "sum":
                 key = [row[name] for name in ("model", "block", "dtype", "arm")]
+                least = min(conv["median"] for conv in convs if all(conv[k] == row[k] for k in ("arm", "sparsity")))
+                ratios = [f"{cut(row['median'])}x", f"{cut(least)}x"]
                 times = [f"{row['base_ms']:.1f}", f"{row['arm_ms']:.1f}"]
-                found.append([*key, f"{row['sparsity']:.0%}", f"{cut(row['median'])}x", *times, f"{worst:.2f}"])
+                found.append([*key, f"{row['sparsity']:.0%}", *ratios, *times, f"{worst:.2f}"])
         sources.append(source(path, machine))
-    heads = ["model", "block", "dtype", "arm", "zero", "ratio", "dense ms", "sparse ms", "worst error / oneDNN's"]
+    heads = ["model", "block", "dtype", "arm", "zero", "ratio", "lowest", "dense ms", "sparse ms"]
+    heads.append("worst error / oneDNN's")
     return "\n\n".join([pipe(found, heads, 5), *sources])
