@@ -70,7 +70,12 @@ def describe(record: Record) -> str:
 
 def publish() -> None:
     """The figures and the tables of the page."""
-    for data, title in (("generated", "generated images, 24 classes"), ("digits", "scikit-learn's digits")):
+    titles = {
+        "generated": "generated images, 24 classes",
+        "narrow": "generated images, half the width",
+        "digits": "scikit-learn's digits",
+    }
+    for data, title in titles.items():
         if records := read(RESULTS / f"accuracy_{data}.jsonl"):
             draw(records, PAGE.parent / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
     PAGE.write_text(rendered(PAGE.read_text()))

@@ -5,8 +5,9 @@ Options of `Setting.options` (defaults in brackets):
 * scales [True]: trainable block scales; False applies a lead to the baseline.
 * scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
 * scale_rate [0]: where not 0, the factor is this over the mean squared norm of the layer's blocks at the start.
-* score ["l2"]: "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
-  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "l2".
+* score ["start"]: mean squares of weights by scales of the start; "effective" by the scales as they are;
+  "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
+  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "effective".
 * clean [False]: blocks whose inputs are all constant, or whose outputs nobody reads, go first.
 * retrain [False]: the masks found are given to a new net with scales, which trains for as many epochs again.
 * measured [False]: how much each layer gives is decided by the loss that it costs, measured on a batch (NetAdapt,
@@ -37,7 +38,7 @@ from bench.accuracy_order import ChannelOrder
 from bench.accuracy_schedule import BlockSchedule
 from bench.accuracy_training import Setting, Training, learning_rate, load, make_net, make_prepared, without_scales
 from fxdbsr.layers import blocked_layers
-from fxdbsr.ranking import lowest
+from fxdbsr.ranking import block_scores, lowest
 
 BATCH = 256
 
@@ -112,7 +113,7 @@ class LeadSchedule(BlockSchedule):
     def __call__(self, step: int) -> None:
         if step < self.setting.begin * self.steps:
             self._shrink(step)
-        if "fisher" in self.setting.option("score", "l2"):
+        if "fisher" in self.setting.option("score", "start"):
             self._observe()
         self._reorder(step)
         if self.setting.option("cycles", 0):
@@ -179,19 +180,21 @@ class LeadSchedule(BlockSchedule):
                 seen.mul_(0.98).add_((grad * layer.scale).square().cpu(), alpha=0.02)
 
     def scores(self) -> list[Tensor]:
-        kind = self.setting.option("score", "l2")
+        kind = self.setting.option("score", "start")
         if kind == "fisher":
             return [
                 f.flatten() / layer.grid.numel().flatten() for f, layer in zip(self._fisher, self.layers, strict=True)
             ]
         if kind == "fisher_l2":
-            plain = super().scores()
+            plain = block_scores(self.layers)
             return [
                 (f.flatten() / layer.grid.numel().flatten() * w).sqrt()
                 for f, layer, w in zip(self._fisher, self.layers, plain, strict=True)
             ]
         if kind == "explained":
             return self._explained()
+        if kind == "effective":
+            return block_scores(self.layers)
         return super().scores()
 
     def _explained(self) -> list[Tensor]:

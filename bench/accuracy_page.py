@@ -254,6 +254,7 @@ def figure(data: str, what: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "figure": lambda: figure("generated", "Error against MACs and parameters left, and the poster's curves"),
+    "narrow_figure": lambda: figure("narrow", "Error of nets of half the width against MACs and parameters left"),
     "digits_figure": lambda: figure("digits", "Error on the digits against MACs and parameters left"),
     "progress": progress,
     "summary": lambda: summary("generated"),

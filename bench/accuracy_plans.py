@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_training import Setting
+from bench.accuracy_trials import NARROW as NARROW_TRIAL
 from bench.accuracy_trials import TRIALS, trials
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -120,11 +121,13 @@ def narrow() -> Iterator[Setting]:
             yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in SPARSE)
 
 
-def large_blocks() -> Iterator[Setting]:
-    """The default in blocks of 16x16, with the scales' rate over their blocks' norm and without, on ten seeds."""
-    for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10):
-        for trial in (t for t in TRIALS if t.shared.get("block") == (16, 16) and not t.options.get("order")):
-            yield from (trial.theirs(seed, 0.9, TUNING_DRAW), trial.ours(seed, 0.9, TUNING_DRAW))
+def ranking() -> Iterator[Setting]:
+    """By which scales blocks are ranked: ten narrow nets, then ten with blocks of 16x16."""
+    for shared in (NARROW_TRIAL, {"block": (16, 16)}):
+        chosen = [t for t in TRIALS if t.shared == shared and dict(t.options) in ({}, {"score": "effective"})]
+        for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10):
+            yield chosen[0].theirs(seed, 0.9, TUNING_DRAW)
+            yield from (trial.ours(seed, 0.9, TUNING_DRAW) for trial in chosen)
 
 
 def confirm() -> Iterator[Setting]:
@@ -143,6 +146,6 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, screen,
-    large_blocks, confirm,
+    ranking, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

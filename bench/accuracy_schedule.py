@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.accuracy_training import Setting, load
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import blocked_layers
-from fxdbsr.ranking import block_scores, lowest, lowest_of_each
+from fxdbsr.ranking import block_scores, lowest, lowest_of_each, scale_sizes
 from fxdbsr.scales import block_costs, record_positions
 
 
@@ -31,6 +31,7 @@ class BlockSchedule:
     def __init__(self, model: nn.Module, setting: Setting, steps: int, scope: str = "global") -> None:
         self.model, self.setting, self.steps, self.scope = model, setting, steps, scope
         self.layers = blocked_layers(model)
+        self.start = scale_sizes(self.layers)
         record_positions(model, self.layers, load(setting.data, setting.draw).test_images[:1])
         self.costs = [cost.flatten() for cost in block_costs(self.layers, "macs", True)]
         self.positions = [
@@ -61,7 +62,7 @@ class BlockSchedule:
 
     def scores(self) -> list[Tensor]:
         """What each block is worth, before its cost counts."""
-        return block_scores(self.layers)
+        return block_scores(self.layers, scales=self.start)
 
     def lowest(self, sparsity: float) -> list[Tensor]:
         """The blocks to switch off, bool for each layer."""

@@ -18,13 +18,21 @@ from fxdbsr.ranks import agreed
 class Masking:
     """Ranks all blocks by their score and masks the lowest until a fraction of the cost is zero.
 
-    The score is `s^2 * sum(W^2) / numel(block)`. For MACs it is divided by the MACs of one weight to the power
-    `cost_power`: without, the early layers, whose weights are used at most positions, keep all their blocks and
-    the late layers lose theirs.
+    The score is `s0^2 * sum(W^2) / numel(block)` with the scales `s0` of the start: those of now have trained in blocks
+    that were on and stood still in the others. For MACs it is divided by the MACs of one weight to the power
+    `cost_power`: without, the early layers, whose weights are used at most positions, keep all their blocks and the
+    late layers lose theirs.
+
+    Args:
+        layers: all of the model.
+        costs, plan, bypass: of the sparsifier.
+        start: `scale_sizes` of the layers when training began.
     """
 
-    def __init__(self, layers: Sequence[BlockedLayer], costs: Costs, plan: Plan, bypass: Bypass) -> None:
-        self.layers, self.costs, self.plan, self.bypass = layers, costs, plan, bypass
+    def __init__(
+        self, layers: Sequence[BlockedLayer], costs: Costs, plan: Plan, bypass: Bypass, start: Sequence[Tensor]
+    ) -> None:
+        self.layers, self.costs, self.plan, self.bypass, self.start = layers, costs, plan, bypass, start
         self._checked = False
 
     def after_step(self, step: int) -> None:
@@ -57,7 +65,7 @@ class Masking:
 
     def scores(self) -> Tensor:
         """What each block is worth, over the blocks of all layers, on the CPU."""
-        scores = torch.cat(block_scores(self.layers))
+        scores = torch.cat(block_scores(self.layers, scales=self.start))
         if self.plan.of == "macs" and self.plan.cost_power:
             weights = torch.cat([layer.grid.numel().flatten() for layer in self.layers])
             scores = scores / (self._flat_costs() / weights).clamp_min(1).pow(self.plan.cost_power)

@@ -74,9 +74,18 @@ def block_prune_(
 
 @torch.no_grad()
 def block_scores(
-    layers: Sequence[BlockedLayer], score: str = "l2", generator: torch.Generator | None = None
+    layers: Sequence[BlockedLayer],
+    score: str = "l2",
+    generator: torch.Generator | None = None,
+    scales: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """The score of every block, none negative: float32 `[rows * columns]` on the CPU for each layer.
+
+    Args:
+        layers: of a prepared model.
+        score: one of `SCORES`.
+        generator: for "random".
+        scales: `scale_sizes` of another time, to take in the place of the present ones.
 
     Raises:
         ValueError: an unknown `score`; NaN in one, with the layer's name; weights that have no values.
@@ -91,8 +100,10 @@ def block_scores(
         device = "cpu" if generator is None else generator.device
         return list(torch.rand(sum(sizes), generator=generator, device=device).cpu().split_with_sizes(sizes))
     found = []
-    for layer in layers:
-        value = effective_scale(whole(layer.scale).float(), torch.ones_like(layer.mask), layer.form).abs()
+    for number, layer in enumerate(layers):
+        value = _scale_size(layer)
+        if scales is not None:
+            value = torch.where(value.isnan(), value, scales[number].to(value.device))
         if score == "l2":
             numel = layer.grid.numel().to(value.device)
             value = value.square() * layer.grid.block_sum(whole(layer.weight).float().square()) / numel
@@ -104,6 +115,16 @@ def block_scores(
         broken = next(i for i, s in enumerate(scores) if bool(s.isnan().any()))
         raise ValueError(f"{layers[broken].name}: its weight or its scale holds NaN")
     return scores
+
+
+@torch.no_grad()
+def scale_sizes(layers: Sequence[BlockedLayer]) -> list[Tensor]:
+    """What the scales multiply blocks by, without sign or mask: float32 `[rows, columns]` on the CPU for each layer."""
+    return [_scale_size(layer).cpu() for layer in layers]
+
+
+def _scale_size(layer: BlockedLayer) -> Tensor:
+    return effective_scale(whole(layer.scale).float(), torch.ones_like(layer.mask), layer.form).abs()
 
 
 def lowest(

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxdbsr.bypass import Bypass
@@ -27,6 +27,7 @@ from fxdbsr.layers import BlockedLayer, blocked_layers
 from fxdbsr.masking import Masking
 from fxdbsr.optimizers import check_holds_scales, unwrapped
 from fxdbsr.plan import Plan
+from fxdbsr.ranking import scale_sizes
 from fxdbsr.ranks import group_of, reshard
 from fxdbsr.scales import check_cost, record_positions
 from fxdbsr.shrinking import Shrinking
@@ -115,6 +116,7 @@ class Sparsifier:
             reshard(model)
         self._bypass = Bypass(model, self.layers)
         self._costs = Costs(self.layers, self.plan.cost_weights, example_inputs is not None, self._group)
+        self._start = scale_sizes(self.layers)
         self._way = self._make_way()
         if isinstance(self._way, Masking) and self._costs.are_known(of):
             self._way.check_reachable()
@@ -129,7 +131,7 @@ class Sparsifier:
 
     def _make_way(self) -> Masking | Shrinking:
         if self.plan.target is not None:
-            return Masking(self.layers, self._costs, self.plan, self._bypass)
+            return Masking(self.layers, self._costs, self.plan, self._bypass, self._start)
         return Shrinking(self.layers, self.optimizer, self.plan, self._bypass, self._group)
 
     @property
@@ -176,13 +178,14 @@ class Sparsifier:
             raise ValueError(f"step {self.step}: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the states of model and optimizer: plain numbers, strings and dicts."""
+        """What a resumed run needs besides the states of model and optimizer: dicts of numbers, strings, tensors."""
         return {
             "step": self.step,
             "frozen": self.frozen,
             "travelled": self.travelled,
             "measured": self._costs.measured,
             "positions": {layer.name: [user.positions for user in layer.users] for layer in self.layers},
+            "start": {layer.name: size for layer, size in zip(self.layers, self._start, strict=True)},
             "plan": self.plan.to_dict(),
         }
 
@@ -195,7 +198,7 @@ class Sparsifier:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected the state of a Sparsifier, a dict, got {state!r}")
-        missing = sorted({"step", "frozen", "travelled", "measured", "positions", "plan"} - set(state))
+        missing = sorted({"step", "frozen", "travelled", "measured", "positions", "start", "plan"} - set(state))
         if missing:
             raise ValueError(f"state: expected the state of a Sparsifier, got one without {missing}")
         if not isinstance(state["plan"], Mapping) or set(state["plan"]) != set(self.plan.to_dict()):
@@ -205,14 +208,23 @@ class Sparsifier:
             raise ValueError("state: one of the sparsifiers has a target, the other has none")
         if sorted(state["positions"]) != sorted(layer.name for layer in self.layers):
             raise ValueError("state: the names of its layers are not those of this model")
+        start = [_start_of(layer, state["start"]) for layer in self.layers]
         for layer in self.layers:
             for user, positions in zip(layer.users, state["positions"][layer.name], strict=True):
                 user.positions[:] = positions
+        self._start = start
         self.step, self.frozen, self.plan = state["step"], state["frozen"], plan
         self._costs = Costs(self.layers, plan.cost_weights, state["measured"], self._group)
         self._way = self._make_way()
         if isinstance(self._way, Shrinking):
             self._way.travelled = state["travelled"]
+
+
+def _start_of(layer: BlockedLayer, start: Any) -> Tensor:
+    found = start.get(layer.name) if isinstance(start, Mapping) else None
+    if not isinstance(found, Tensor) or found.shape != layer.grid.shape:
+        raise ValueError(f"state: expected first scales {layer.grid.shape} of {layer.name}, got {found!r:.80}")
+    return found.float().cpu()
 
 
 def _check_weights(plan: Plan, layers: list[BlockedLayer]) -> None:

@@ -99,13 +99,63 @@ def test_masked_blocks_may_return_until_the_mask_freezes() -> None:
     train(model, optimizer, 9)
     layer = blocked_layers(model)[1]
     gone = (~layer.mask).nonzero()[0]
-    layer.scale.data[tuple(gone)] = 100.0
+    factor = torch.ones_like(layer.scale)
+    factor[tuple(gone)] = 100.0
+    layer.grid.scale_(layer.weight.data, factor)
     train(model, optimizer, 1)
     assert layer.mask[tuple(gone)]
     assert sparsifier.frozen
-    layer.scale.data[tuple(gone)] = 0.0
+    layer.grid.scale_(layer.weight.data, 1 - (factor - 1) / 99)
     sparsifier.finalize()
     assert layer.mask[tuple(gone)]
+
+
+def spread_scales(model: nn.Module) -> None:
+    """Scales between 1 and 3."""
+    generator = torch.Generator().manual_seed(7)
+    for layer in blocked_layers(model):
+        layer.scale.data.copy_(1 + 2 * torch.rand(layer.scale.shape, generator=generator))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_blocks_are_ranked_by_the_scales_of_the_start(when: str) -> None:
+    found = []
+    for spread in (False, True):
+        model = prepared()
+        if spread and when == "before":
+            spread_scales(model)
+        sparsifier = Sparsifier(model, sgd(model, lr=0.0), target=0.5, steps=10)
+        if spread and when == "after":
+            spread_scales(model)
+        sparsifier.finalize()
+        found.append(masks(model))
+    assert torch.equal(*found) == (when == "after")
+
+
+def test_the_state_holds_the_scales_of_the_start() -> None:
+    model = prepared()
+    optimizer = sgd(model, lr=0.0)
+    sparsifier = Sparsifier(model, optimizer, target=0.5, steps=10)
+    state = sparsifier.state_dict()
+    spread_scales(model)
+    sparsifier.remove()
+    second = Sparsifier(model, optimizer, target=0.5, steps=10)
+    second.load_state_dict(state)
+    sparsifier.finalize()
+    expected = masks(model)
+    second.finalize()
+    assert torch.equal(masks(model), expected)
+    with pytest.raises(ValueError, match="first scales"):
+        second.load_state_dict(state | {"start": {}})
+
+
+def test_nan_in_a_scale_that_trained_is_seen() -> None:
+    model = prepared()
+    optimizer = sgd(model, lr=0.0)
+    sparsifier = Sparsifier(model, optimizer, target=0.5, steps=10)
+    blocked_layers(model)[1].scale.data.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        sparsifier.finalize()
 
 
 def test_the_net_still_depends_on_its_input_at_the_highest_target() -> None:
