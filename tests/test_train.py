@@ -218,7 +218,7 @@ def test_the_recipes_on_cifar_read_its_files(
     write_cifar100(tmp_path, monkeypatch)
     (entry,) = train("--recipe", recipe, "--data-dir", str(tmp_path), "--epochs", "1")
     assert entry["step"] == 1
-    assert entry["macs_sparsity"] == pytest.approx(0.5, abs=0.005)
+    assert entry["macs_sparsity"] == pytest.approx(0.5, abs=0.0075)  # half of the dearest block of ResNet-20 is 0.0073
     assert "conv1" not in fxdbsr.block_scales(load_trained(tmp_path / "out" / "best.pt"))
 
 
