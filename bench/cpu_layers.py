@@ -1,6 +1,6 @@
 """The convs of a network, one by one: the CPU engine against oneDNN with weights reordered beforehand.
 
-    python -m bench.cpu_layers --model vgg11_bn --sparsity 0,0.5,0.7,0.9 --block 32x32 --json FILE
+    python -m bench.cpu_layers --model vgg11_bn --sparsity 0,0.5,0.7,0.9 --block 32x32,8x8 --json FILE
 
 Every distinct conv of the network meets the input shape that it has there, with bias and ReLU on both sides. Dense is
 the operator that a frozen inductor model calls, on tensors with channels last. "step" is the converted conv as it runs
@@ -8,7 +8,8 @@ inside a network, between the layouts that the engine plans; "call" is a model o
 which copies its input to such a layout first. Where the network takes maxima of 2x2 behind a conv, the engine's step
 takes them too, so both arms do that work; the dense side does not. Blocks are off at random. Interleaved pairs (dense,
 sparse, sparse, dense); errors are the largest difference from float64 over the largest output. The last rows hold the
-sums over the network: medians of each conv, times its calls. The first conv stays dense, as in a network.
+sums over the network: medians of each conv, times its calls. The first conv stays dense, as in a network. `peak` is the
+rate at which kept weights are multiplied, padding counted, over that of multiplications in registers alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tabulate import tabulate
 from torch import Tensor, fx, nn
 
 import fxdbsr
+from bench.peak import peak_gflops
 from fxdbsr.commands.bench import IMAGE_CHANNELS
 from fxdbsr.commands.source import parse_block
 from fxdbsr.converted import ConvertedModule
@@ -36,7 +38,10 @@ from fxdbsr.network.runner import Runner
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.paired import as_row, paired, write_lines
 
-COLUMNS = ("conv", "calls", "sparsity", "arm", "median", "low", "high", "base_ms", "arm_ms", "error", "error_dense")
+COLUMNS = (
+    "block", "conv", "calls", "sparsity", "arm", "peak", "median", "low", "high", "base_ms", "arm_ms", "error",
+    "error_dense",
+)  # fmt: skip
 
 
 def convs_of(model: nn.Module, x: Tensor) -> Counter[tuple[Any, ...]]:
@@ -125,14 +130,17 @@ def measured(
     layer = next(module for module in fast.modules() if isinstance(module, PackedConv))
     kept = copy.deepcopy(conv)
     with torch.inference_mode():
+        macs = conv.weight.numel() * conv(x)[0, 0].numel()
         kept.weight.copy_(layer.weight())
         errors = {"error": error(fast(x), kept, x, pool), "error_dense": error(dense_call(kept, x)(), kept, x)}
         for arm, call in (("step", step_call(fast, x)), ("call", partial(fast, x))):
             ratio = paired(dense_call(conv, x), call, pairs, warm_up=3)
-            yield {"arm": arm} | as_row(ratio) | errors | {"engine": layer.engine, "density": round(layer.density, 4)}
+            rate = 2e-6 * macs * layer.density / ratio.arm_ms / peak_gflops()
+            about = {"engine": layer.engine, "density": round(layer.density, 4), "peak": round(rate, 4)}
+            yield {"arm": arm} | as_row(ratio) | errors | about
 
 
-def rows_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, block: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Two rows for each conv and sparsity, then the sums."""
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
@@ -147,7 +155,7 @@ def rows_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         behind = f" max {pool}x{pool}" if pool else ""
         text = f"{c}-{o} {kernel[0]}x{kernel[1]}/{stride[0]} g{groups} @{size[0]}{behind}"
         for sparsity in map(float, options.sparsity.split(",")):
-            for row in measured(conv, pool, x, options.block, sparsity, options.pairs):
+            for row in measured(conv, pool, x, block, sparsity, options.pairs):
                 total = sums.setdefault((sparsity, row["arm"]), [0.0, 0.0])
                 total[0] += calls * row["base_ms"]
                 total[1] += calls * row["arm_ms"]
@@ -168,8 +176,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--json", type=Path, help="file that is written at the end")
     options = parser.parse_args()
-    setting = {"model": options.model, "block": options.block, "dtype": options.dtype}
-    rows = [setting | row for row in rows_of(options.model, options)]
+    rows = [
+        {"model": options.model, "block": block, "dtype": options.dtype} | row
+        for block in options.block.split(",")
+        for row in rows_of(options.model, block, options)
+    ]
     if options.json:
         write_lines(options.json, rows)
     print(tabulate([[row.get(c, "") for c in COLUMNS] for row in rows], headers=COLUMNS, floatfmt=".3g"))

@@ -62,20 +62,22 @@ def headline() -> str:
 
 
 def cpu_layers() -> str:
-    """Sums over the convs of a network, the conv of the lowest ratio, and the worst error beside oneDNN's."""
-    found, sources = [], []
+    """Ratios of sums over the convs of a network, of the conv that gains least, and the worst error beside oneDNN's."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    worst: dict[tuple[str, ...], float] = {}
+    sources, zeros = [], dict[str, None]()
     for path in sorted(RESULTS.glob("cpu_layers_*.jsonl")):
         machine, rows = lines(path)
-        convs = [row for row in rows if row["conv"] != "sum"]
-        worst = max(row["error"] / row["error_dense"] for row in convs)
         for row in rows:
+            key, zero = tuple(str(row[name]) for name in ("model", "block", "dtype", "arm")), f"{row['sparsity']:.0%}"
             if row["conv"] == "sum":
-                key = [row[name] for name in ("model", "block", "dtype", "arm")]
-                least = min(conv["median"] for conv in convs if all(conv[k] == row[k] for k in ("arm", "sparsity")))
-                ratios = [f"{cut(row['median'])}x", f"{cut(least)}x"]
-                times = [f"{row['base_ms']:.1f}", f"{row['arm_ms']:.1f}"]
-                found.append([*key, f"{row['sparsity']:.0%}", *ratios, *times, f"{worst:.2f}"])
+                same = [r for r in rows if r["conv"] != "sum" and r["sparsity"] == row["sparsity"]]
+                least = min(r["median"] for r in same if (r["block"], r["arm"]) == (row["block"], row["arm"]))
+                found.setdefault(key, {})[zero] = f"{cut(row['median'])}x ({cut(least)}x)"
+                zeros[zero] = None
+            else:
+                worst[key] = max(worst.get(key, 0.0), row["error"] / row["error_dense"])
         sources.append(source(path, machine))
-    heads = ["model", "block", "dtype", "arm", "zero", "ratio", "lowest", "dense ms", "sparse ms"]
-    heads.append("worst error / oneDNN's")
-    return "\n\n".join([pipe(found, heads, 5), *sources])
+    heads = ["model", "block", "dtype", "arm", *(f"{zero} zero" for zero in zeros), "worst error / oneDNN's"]
+    table = [[*key, *(of.get(zero, "") for zero in zeros), f"{worst[key]:.2f}"] for key, of in found.items()]
+    return "\n\n".join([pipe(table, heads, 4), *sources])
