@@ -119,7 +119,7 @@ def step_call(fast: ConvertedModule, x: Tensor) -> Callable[[], None]:
 def measured(
     conv: nn.Conv2d, pool: int | None, x: Tensor, block: str, sparsity: float, pairs: int
 ) -> Iterator[dict[str, Any]]:
-    """One conv at one sparsity; both sides are checked on the weights that they have."""
+    """One conv at one sparsity, where the engine runs it; both sides are checked on the weights that they have."""
     net = nn.Sequential(conv, nn.ReLU(), *([nn.MaxPool2d(pool)] if pool else []))
     if conv.in_channels <= IMAGE_CHANNELS:
         fast = fxdbsr.convert(net, block_size=parse_block(block))
@@ -127,7 +127,9 @@ def measured(
         prepared = fxdbsr.prepare(net, parse_block(block))
         fast = fxdbsr.convert(fxdbsr.block_prune_(prepared, sparsity, score="random"), example_inputs=x)
     assert isinstance(fast, ConvertedModule)
-    layer = next(module for module in fast.modules() if isinstance(module, PackedConv))
+    layer = next((module for module in fast.modules() if isinstance(module, PackedConv)), None)
+    if layer is None or layer.engine != "cpu":  # no block is left, or not one that the engine takes
+        return
     kept = copy.deepcopy(conv)
     with torch.inference_mode():
         macs = conv.weight.numel() * conv(x)[0, 0].numel()
