@@ -99,7 +99,7 @@ def task_table(code: Conv, rows: int, nnz: int, images: int, threads: int) -> li
     line_bytes = down * height * line * ceil(code.x.channels / code.x.block) * code.element[1]
     along = columns if lines == 1 else lines  # what panels are cut from
     panels = ceil(along / max(1, min(along, PANEL_BYTES * along // max(1, lines * line_bytes))))
-    wanted = TASKS * threads
+    wanted = TASKS * threads * (2 if along % panels else 1)  # smaller tasks where panels are of two sizes
     weights = nnz * code.order.block(code.block[1], code.kernel[0] * code.kernel[1])
     groups = 1
     if images * panels < wanted and threads > 1:
