@@ -74,7 +74,7 @@ def test_a_pool_in_a_conv_gives_the_bits_of_two_steps(
         assert torch.equal(planned_call(other, x), planned_call(model, x))
 
 
-def test_images_of_a_batch_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_a_batch_do_not_meet() -> None:
     model = converted(nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
     x = torch.randn(9, 32, 15, 15)
     whole = planned_call(model, x)

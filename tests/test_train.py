@@ -25,6 +25,8 @@ from torch import Tensor
 import fxdbsr
 from fxdbsr.cli import main
 from fxdbsr.digits import load_digits
+from fxdbsr.layers import blocked_layers
+from fxdbsr.scales import block_costs, record_positions
 from fxdbsr.training import checkpoint, load_trained
 from fxdbsr.training.arguments import read_recipe, recipes
 
@@ -218,8 +220,12 @@ def test_the_recipes_on_cifar_read_its_files(
     write_cifar100(tmp_path, monkeypatch)
     (entry,) = train("--recipe", recipe, "--data-dir", str(tmp_path), "--epochs", "1")
     assert entry["step"] == 1
-    assert entry["macs_sparsity"] == pytest.approx(0.5, abs=0.0075)  # half of the dearest block of ResNet-20 is 0.0073
-    assert "conv1" not in fxdbsr.block_scales(load_trained(tmp_path / "out" / "best.pt"))
+    model = load_trained(tmp_path / "out" / "best.pt")
+    layers = blocked_layers(model)
+    record_positions(model, layers, torch.zeros(1, 3, 32, 32))
+    costs = torch.cat([cost.flatten() for cost in block_costs(layers, "macs", True)])
+    assert entry["macs_sparsity"] == pytest.approx(0.5, abs=max(0.005, float(costs.max() / costs.sum()) / 2))
+    assert "conv1" not in fxdbsr.block_scales(model)
 
 
 @pytest.mark.parametrize("recipe", ["resnet50-imagenet", "resnext50-imagenet"])
