@@ -25,6 +25,8 @@ TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
     once_layer={"lr": 0.4, "weight_decay": 1e-3},
     slim={"lr": 0.2, "weight_decay": 2e-3},
 )
+MIDDLE = 24
+TUNED_MIDDLE: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
@@ -121,6 +123,31 @@ def narrow() -> Iterator[Setting]:
             yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in SPARSE)
 
 
+def tune_middle() -> Iterator[Setting]:
+    """Learning rate and weight decay for a net of three quarters of the width: the best of the other two widths."""
+    for lr, decay in ((0.8, 2e-3), (0.4, 2e-3), (0.4, 1e-3)):
+        for arm in ("scaled", "gradual", "once", "once_layer", "gradual_layer", "dense"):
+            sparsity = None if arm == "dense" else 0.7
+            yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay, width=MIDDLE)
+
+
+def middle() -> Iterator[Setting]:
+    """Block pruning in a net of three quarters of the width, ten seeds: between the two others in all respects."""
+    arms = ("scaled", "gradual", "once", "once_layer", "gradual_layer")
+    for seed in range(10):
+        yield Setting("dense", seed, width=MIDDLE, **TUNED_MIDDLE["dense"])
+        for sparsity in (0.7, 0.9, 0.5):
+            yield from (Setting(arm, seed, sparsity, width=MIDDLE, **TUNED_MIDDLE[arm]) for arm in arms)
+
+
+def narrow_seeds() -> Iterator[Setting]:
+    """Twenty seeds more of the half width, the default against gradual pruning: five leave an error of a point."""
+    for seed in range(len(SEEDS), len(SEEDS) + 20):
+        for sparsity in (0.7, 0.9, 0.5):
+            for arm in ("scaled", "gradual"):
+                yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
+
+
 def ranking() -> Iterator[Setting]:
     """By which scales blocks are ranked: ten narrow nets, then ten with blocks of 16x16."""
     for shared in (NARROW_TRIAL, {"block": (16, 16)}):
@@ -128,6 +155,14 @@ def ranking() -> Iterator[Setting]:
         for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10):
             yield chosen[0].theirs(seed, 0.9, TUNING_DRAW)
             yield from (trial.ours(seed, 0.9, TUNING_DRAW) for trial in chosen)
+
+
+def ten_seeds() -> Iterator[Setting]:
+    """What led by a point or so in three nets, in ten: nets without shortcuts, and tall blocks."""
+    chosen = [t for t in TRIALS if t.idea in ("the default now, no shortcuts", "tall blocks of 16x4")]
+    for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10):
+        for trial in chosen:
+            yield from (trial.theirs(seed, 0.9, TUNING_DRAW), trial.ours(seed, 0.9, TUNING_DRAW))
 
 
 def confirm() -> Iterator[Setting]:
@@ -145,7 +180,8 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, screen,
-    ranking, confirm,
+    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, narrow_seeds,
+    tune_middle, middle, screen, ranking,
+    ten_seeds, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

@@ -179,13 +179,21 @@ THIRD = (
     Trial("tall blocks of 16x4", "0", shared={"block": (16, 4)}),
     Trial("twice as wide", "+0.5: more blocks to choose from", shared={"width": 64}),
 )
-TRIALS = FIRST + SECOND + THIRD
+FOURTH = (
+    Trial("a MAC counts less (power 0.25), gradual pruning too", "+0.3", shared={"power": 0.25}),
+    Trial(
+        "no shortcuts, tall blocks of 16x4",
+        "+1: as in square blocks without shortcuts",
+        shared={"net": "vgg", "depth": 2, "block": (16, 4)},
+    ),
+)
+TRIALS = FIRST + SECOND + THIRD + FOURTH
 
 
 def trials(seeds: tuple[int, ...], sparsity: float = 0.9, draw: int = 1) -> Iterator[Setting]:
-    """Both sides of every trial, each setting once: the first trials seed by seed, then the second, then the third."""
+    """Both sides of every trial, each setting once; the parts of the list one after the other, each seed by seed."""
     seen = set()
-    for part in (FIRST, SECOND, THIRD):
+    for part in (FIRST, SECOND, THIRD, FOURTH):
         for seed in seeds:
             for trial in part:
                 for setting in (trial.theirs(seed, sparsity, draw), trial.ours(seed, sparsity, draw)):
