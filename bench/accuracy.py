@@ -22,12 +22,15 @@ import torch
 from tabulate import tabulate
 
 from bench.accuracy_arms import ARMS
+from bench.accuracy_cost import accuracy, cost
 from bench.accuracy_figure import draw
-from bench.accuracy_page import PAGE, RESULTS, rendered
+from bench.accuracy_nets import make_net
+from bench.accuracy_page import PAGE, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import Record, append, changes, key, key_of, read
+from bench.accuracy_setting import Setting
 from bench.accuracy_table import HEAD, rows
-from bench.accuracy_training import Setting, accuracy, cost, make_net
+from bench.accuracy_words import records
 from fxdbsr.paired import provenance
 
 
@@ -76,8 +79,8 @@ def publish() -> None:
         "digits": "scikit-learn's digits",
     }
     for data, title in titles.items():
-        if records := read(RESULTS / f"accuracy_{data}.jsonl"):
-            draw(records, PAGE.parent / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
+        if runs := records(data):
+            draw(runs, PAGE.parent / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
     PAGE.write_text(rendered(PAGE.read_text()))
 
 
@@ -102,9 +105,9 @@ def main() -> None:
     if args.command == "publish":
         publish()
         return
-    records = [record for file in args.files for record in read(file)]
+    runs = [record for file in args.files for record in read(file)]
     head = [title.format(args.against) for title in HEAD]
-    print(tabulate(rows(records, args.against), head, tablefmt="pipe", disable_numparse=True))
+    print(tabulate(rows(runs, args.against), head, tablefmt="pipe", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.accuracy_channels import channels, channels_once
+from bench.accuracy_cost import conv_macs
 from bench.accuracy_leads import lead
+from bench.accuracy_nets import make_net, make_prepared, without_scales
 from bench.accuracy_schedule import BlockSchedule
-from bench.accuracy_training import Setting, Training, conv_macs, make_net, make_prepared, without_scales
+from bench.accuracy_setting import Setting
+from bench.accuracy_training import Training
 from fxdbsr.layers import blocked_layers
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from bench.accuracy_training import Setting, Training, conv_macs, load, make_net
+from bench.accuracy_cost import conv_macs
+from bench.accuracy_nets import make_net
+from bench.accuracy_setting import Setting, load
+from bench.accuracy_training import Training
 
 ROUNDS = 10
 STEPS = 400

@@ -25,22 +25,21 @@ Options of `Setting.options` (defaults in brackets):
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.accuracy_live import LivePaths
+from bench.accuracy_nets import make_net, make_prepared, without_scales
 from bench.accuracy_order import ChannelOrder
+from bench.accuracy_probe import Probe
 from bench.accuracy_schedule import BlockSchedule
-from bench.accuracy_training import Setting, Training, learning_rate, load, make_net, make_prepared, without_scales
+from bench.accuracy_setting import Setting
+from bench.accuracy_teacher import distilled, trained_dense
+from bench.accuracy_training import Training, learning_rate
 from fxdbsr.layers import blocked_layers
 from fxdbsr.ranking import block_scores, lowest
-
-BATCH = 256
 
 
 def lead(setting: Setting) -> nn.Module:
@@ -60,39 +59,12 @@ def lead(setting: Setting) -> nn.Module:
     return training.run(after_step=schedule)
 
 
-@lru_cache(maxsize=1)
-def trained_dense(setting: Setting) -> nn.Module:
-    """The finished dense net, in evaluation mode; runs of one seed share it, so `cpu_seconds` may leave it out."""
-    return Training(make_net(setting), setting).run().eval()
-
-
 def _retrained(setting: Setting) -> nn.Module:
     found = lead(replace(setting, options=tuple(o for o in setting.options if o[0] != "retrain")))
     model = make_prepared(setting)
     for mine, theirs in zip(blocked_layers(model), blocked_layers(found), strict=True):
         mine.set_mask(theirs.mask)
     return Training(model, setting).run()
-
-
-def distilled(setting: Setting, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """Cross entropy and, with the option's weight, the divergence from the teacher's softened probabilities."""
-    weight, temperature = setting.option("distill", 0.0), 2.0
-    if teacher is None or not weight:
-        return None
-
-    def distil(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
-            wanted = teacher(images).float()
-        divergence = F.kl_div(
-            F.log_softmax(logits / temperature, 1),
-            F.log_softmax(wanted / temperature, 1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        loss: Tensor = (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * divergence
-        return loss
-
-    return distil
 
 
 class LeadSchedule(BlockSchedule):
@@ -102,8 +74,7 @@ class LeadSchedule(BlockSchedule):
         steps = training.steps
         super().__init__(model, setting, steps)
         self._order = ChannelOrder(model, training.optimizer, [float(p[0]) ** -setting.power for p in self.positions])
-        data = load(setting.data, setting.draw)
-        self._images, self._labels = data.train_images[:BATCH], data.train_labels[:BATCH]
+        self._probe = Probe(model, setting)
         self._fisher = [torch.zeros(layer.grid.shape) for layer in self.layers]
         self._live = LivePaths(model) if setting.option("clean", False) else None
         self._kept = [float(cost.sum()) for cost in self.costs]
@@ -192,51 +163,10 @@ class LeadSchedule(BlockSchedule):
                 for f, layer, w in zip(self._fisher, self.layers, plain, strict=True)
             ]
         if kind == "explained":
-            return self._explained()
+            return self._probe.explained()
         if kind == "effective":
             return block_scores(self.layers)
         return super().scores()
-
-    def _explained(self) -> list[Tensor]:
-        """Energy of each block's part of the output behind the batch norm, over the weights of the block."""
-        energy: dict[int, Tensor] = {}
-
-        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            energy[id(layer)] = inputs[0].square().mean((0, 2, 3))
-
-        users = [layer.users[0] for layer in self.layers]
-        hooks = [user.register_forward_pre_hook(note) for user in users]
-        self._loss()
-        for hook in hooks:
-            hook.remove()
-        found = []
-        for layer, user in zip(self.layers, users, strict=True):
-            norm = self._norm_behind(user)
-            assert norm.running_var is not None
-            gain = norm.weight.square() / (norm.running_var + norm.eps)
-            part = layer.weight.square() * energy[id(user)][None, :, None, None] * gain[:, None, None, None]
-            score = layer.scale.square() * layer.grid.block_sum(part) / layer.grid.numel()
-            found.append(score.flatten())
-        return found
-
-    def _norm_behind(self, layer: nn.Module) -> nn.BatchNorm2d:
-        names = {id(module): name for name, module in self.model.named_modules()}
-        node = next(n for n in self.model.graph.nodes if n.target == names[id(layer)])  # type: ignore[union-attr]
-        norm = self.model.get_submodule(str(next(iter(node.users)).target))
-        assert isinstance(norm, nn.BatchNorm2d)
-        return norm
-
-    @torch.no_grad()
-    def _loss(self) -> float:
-        """On the fixed batch, with its own statistics in the batch norms, which stay as they are."""
-        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 0.0
-        loss = float(F.cross_entropy(self.model(self._images), self._labels))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        return loss
 
     def lowest(self, sparsity: float) -> list[Tensor]:
         if self.setting.option("measured", False):
@@ -264,7 +194,7 @@ class LeadSchedule(BlockSchedule):
         excess = sum(self._kept) - (1 - sparsity) * sum(float(cost.sum()) for cost in self.costs)
         if excess > 0:
             best: tuple[float, int, float] | None = None
-            now = self._loss()
+            now = self._probe.loss()
             for number, layer in enumerate(self.layers):
                 mask = layer.mask.clone()
                 off = self._lowest_of(number, scores[number], self._kept[number] - excess)
@@ -272,7 +202,7 @@ class LeadSchedule(BlockSchedule):
                 gone = self._kept[number] - kept
                 if gone > 0 and self._may_go(number, off):
                     layer.set_mask(~off.view(mask.shape))
-                    rise = (self._loss() - now) / gone
+                    rise = (self._probe.loss() - now) / gone
                     best = min(best or (rise, number, kept), (rise, number, kept))
                     layer.set_mask(mask)
             if best is not None:
@@ -291,25 +221,6 @@ class LeadSchedule(BlockSchedule):
         """A share of the blocks that would stay gives way to those whose weights have the largest gradients."""
         share = self.setting.option("growth", 0.0) * (1 - sparsity)
         fewer = super().lowest(min(1.0, sparsity + share))
-        gradients = self._gradients(fewer)
+        gradients = self._probe.gradients(fewer)
         scores = [g.masked_fill(~o, float("inf")) for g, o in zip(gradients, fewer, strict=True)]
         return self.ranked_lowest(scores, sparsity)
-
-    def _gradients(self, off: list[Tensor]) -> list[Tensor]:
-        """Mean square of the loss's gradient over each block's weights, blocks of `off` at zero weights."""
-        with torch.enable_grad():
-            weights = [layer.weight.detach().clone() for layer in self.layers]
-            masks = [layer.mask.clone() for layer in self.layers]
-            with torch.no_grad():
-                for layer, o in zip(self.layers, off, strict=True):
-                    layer.weight.mul_(layer.grid.expand_mask(~o.view(layer.grid.shape)))
-                    layer.set_mask(torch.ones_like(layer.mask))
-            loss = F.cross_entropy(self.model(self._images), self._labels)
-            grads = torch.autograd.grad(loss, [layer.weight for layer in self.layers])
-        for layer, weight, mask in zip(self.layers, weights, masks, strict=True):
-            layer.weight.copy_(weight)
-            layer.set_mask(mask)
-        return [
-            (layer.grid.block_sum(g.square()) / layer.grid.numel()).flatten()
-            for layer, g in zip(self.layers, grads, strict=True)
-        ]

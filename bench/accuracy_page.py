@@ -1,8 +1,4 @@
-"""The tables of docs/accuracy.md, made from the result files of bench/accuracy.py; verdicts are computed, not written.
-
-A difference is of pairs of one seed, with its standard error in brackets; "better" and "worse" are more than two
-standard errors away from 0 over at least three seeds, everything else is a tie.
-"""
+"""The tables of docs/accuracy.md, made from the result files of bench/accuracy.py."""
 
 from __future__ import annotations
 
@@ -11,20 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from bench.accuracy_figure import LABELS
+from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
 from bench.accuracy_plans import NARROW, PLANS, SEEDS
-from bench.accuracy_records import Record, changes, key, key_of, read
-from bench.accuracy_table import Difference, Group, difference, groups
-from bench.accuracy_training import Setting
-from bench.accuracy_trials import TRIALS, Trial
+from bench.accuracy_records import key, key_of, read
+from bench.accuracy_table import Difference, Group, groups
+from bench.accuracy_words import RESULTS, SPARSITIES, gap_in_words, gap_to, mean_of, pick, pipe, records, shown, verdict
 
-RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-OURS = "scaled"
-SPARSITIES = (0.3, 0.5, 0.7, 0.9)
 FIXED = ("scaled", "gradual", "gradual_layer", "once", "once_layer", "channels", "slim")
 
 
@@ -35,12 +26,7 @@ def rendered(text: str) -> str:
 
 def found(data: str) -> list[Group]:
     """The groups of one data set."""
-    return groups(read(RESULTS / f"accuracy_{data}.jsonl"))
-
-
-def pick(among: Sequence[Group], arm: str, sparsity: float | None) -> Group | None:
-    """The group of an arm at a sparsity, if it ran."""
-    return next((group for group in among if group.name == arm and group.sparsity == sparsity), None)
+    return groups(records(data))
 
 
 def run_at(among: Sequence[Group]) -> list[float]:
@@ -55,8 +41,8 @@ def accuracies(data: str) -> str:
         return "Not measured yet."
     dense = pick(among, "dense", None)
     heads = ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in run_at(among))]
-    table = [[LABELS[arm], *(_mean(pick(among, arm, s)) for s in run_at(among))] for arm in FIXED]
-    return f"Dense: {_mean(dense)}. Percent of the test images, mean ± deviation (seeds).\n\n{_pipe(table, heads)}"
+    table = [[LABELS[arm], *(mean_of(pick(among, arm, s)) for s in run_at(among))] for arm in FIXED]
+    return f"Dense: {mean_of(dense)}. Percent of the test images, mean ± deviation (seeds).\n\n{pipe(table, heads)}"
 
 
 def differences(data: str) -> str:
@@ -65,9 +51,9 @@ def differences(data: str) -> str:
     if not among:
         return "Not measured yet."
     heads = ["our default less", *(f"{sparsity:.0%}" for sparsity in run_at(among))]
-    table = [[LABELS[arm], *(_gap(among, arm, s) for s in run_at(among))] for arm in FIXED[1:]]
-    table.append(["dense", *(_gap(among, "dense", s) for s in run_at(among))])
-    return _pipe(table, heads)
+    table = [[LABELS[arm], *(gap_in_words(among, arm, s) for s in run_at(among))] for arm in FIXED[1:]]
+    table.append(["dense", *(gap_in_words(among, "dense", s) for s in run_at(among))])
+    return pipe(table, heads)
 
 
 def summary(data: str) -> str:
@@ -77,7 +63,7 @@ def summary(data: str) -> str:
     for arm in (*FIXED[1:], "dense"):
         words: dict[str, list[str]] = {}
         for sparsity in SPARSITIES:
-            gap = _difference(among, arm, sparsity)
+            gap = gap_to(among, arm, sparsity)
             if gap is not None:
                 words.setdefault(verdict(gap), []).append(f"{sparsity:.0%}")
         if words:
@@ -95,7 +81,7 @@ def parameters(data: str) -> str:
         [LABELS[arm], *(f"{group.mean('sparsity_params'):.1%}" if group else "" for group in line)]
         for arm, line in picked.items()
     ]
-    return _pipe(table, heads)
+    return pipe(table, heads)
 
 
 def progress() -> str:
@@ -105,17 +91,17 @@ def progress() -> str:
     for name, plan in PLANS.items():
         wanted = {key_of(setting) for setting in plan()}
         table.append([f"`{name}`", str(plan.__doc__), f"{len(wanted & done)} of {len(wanted)}"])
-    return _pipe(table, ["plan", "what it runs", "runs done"])
+    return pipe(table, ["plan", "what it runs", "runs done"])
 
 
 def penalty(data: str) -> str:
     """The authors' form, whose gamma sets the sparsity."""
     table = [
-        [group.runs[min(group.runs)]["gamma"], f"{group.mean('sparsity_macs'):.1%}", _mean(group)]
+        [group.runs[min(group.runs)]["gamma"], f"{group.mean('sparsity_macs'):.1%}", mean_of(group)]
         for group in found(data)
         if group.name.startswith("clamp ")
     ]
-    return _pipe(sorted(table), ["gamma", "MACs zero", "accuracy"])
+    return pipe(sorted(table), ["gamma", "MACs zero", "accuracy"])
 
 
 def floor(data: str) -> str:
@@ -123,127 +109,27 @@ def floor(data: str) -> str:
     among = found(data)
     asked: list[tuple[str, Difference | None, float]] = []
     for s in run_at(among):
-        gap = _difference(among, "gradual", s)
+        gap = gap_to(among, "gradual", s)
         noise = -2 * gap.error if gap and gap.error <= 0.5 else math.nan
         asked.append(
             (f"at {s:.0%}: not below gradual global pruning by more than 2 errors, each at most 0.5", gap, noise)
         )
     for s, least in ((0.7, 2.0), (0.9, 8.0)):
         for arm in ("once", "once_layer"):
-            asked.append((f"at {s:.0%}: {least:g} points over {LABELS[arm]}", _difference(among, arm, s), least))
-    asked.append(("at 50%: at most 0.5 points under dense", _difference(among, "dense", 0.5), -0.5))
+            asked.append((f"at {s:.0%}: {least:g} points over {LABELS[arm]}", gap_to(among, arm, s), least))
+    asked.append(("at 50%: at most 0.5 points under dense", gap_to(among, "dense", 0.5), -0.5))
     for s, least in ((0.7, 1.0), (0.9, 3.0)):
-        gaps = [gap for arm in FIXED[1:] if (gap := _difference(among, arm, s)) is not None]
+        gaps = [gap for arm in FIXED[1:] if (gap := gap_to(among, arm, s)) is not None]
         best = min(gaps, key=lambda gap: gap.mean, default=None)
         asked.append((f"goal at {s:.0%}: {least:g} points over the best other arm", best, least))
-    table = [[what, _shown(gap), _holds(gap, least)] for what, gap, least in asked]
-    return _pipe(table, ["", "difference", "holds"])
+    table = [[what, shown(gap), _holds(gap, least)] for what, gap, least in asked]
+    return pipe(table, ["", "difference", "holds"])
 
 
 def _holds(gap: Difference | None, least: float) -> str:
     if gap is None or gap.count < len(SEEDS):
         return f"not known: {gap.count if gap else 0} of {len(SEEDS)} seeds"
     return "yes" if gap.mean >= least else "no"
-
-
-def trials() -> str:
-    """Every trial: what was expected, what came, on the images and seeds for tuning."""
-    runs = {key(record): record for record in read(RESULTS / "accuracy_trials.jsonl")}
-    lines = [line for trial in TRIALS if (line := _trial(trial, runs, 0.9, 1, range(100, 110)))]
-    return _pipe(lines, ["idea", "expected", "ours", "gradual pruning", "difference", ""])
-
-
-def confirmed() -> str:
-    """Trials that ran on the reported images and seeds."""
-    runs = {key(record): record for record in read(RESULTS / "accuracy_trials.jsonl")}
-    runs |= {key(record): record for record in read(RESULTS / "accuracy_generated.jsonl")}
-    lines = [
-        [line[0], f"{sparsity:.0%}", *line[2:]]
-        for trial in TRIALS[1:]
-        for sparsity in SPARSITIES
-        if (line := _trial(trial, runs, sparsity, 0, range(5)))
-    ]
-    return _pipe(lines, ["idea", "MACs zero", "ours", "gradual pruning", "difference", ""])
-
-
-def _trial(trial: Trial, runs: dict[str, Record], sparsity: float, draw: int, seeds: Sequence[int]) -> list[str]:
-    """A line of the table, empty where no pair of runs is there."""
-
-    def of(side: Callable[[int, float, int], Setting]) -> list[Record]:
-        wanted = [key_of(side(seed, sparsity, draw)) for seed in seeds]
-        return [runs[name] for name in wanted if name in runs]
-
-    ours, theirs = groups(of(trial.ours)), groups(of(trial.theirs))
-    if not ours or not theirs:
-        return []
-    gap = difference(ours[0], theirs[0])
-    return (
-        [trial.idea, trial.expected, _mean(ours[0]), _mean(theirs[0]), _shown(gap), verdict(gap)] if gap.count else []
-    )
-
-
-def first_look() -> str:
-    """The first look at many ideas: two seeds, before the learning rate was tuned."""
-    table = []
-    for group in groups(read(RESULTS / "accuracy_first_look.jsonl")):
-        others = changes(group.runs[min(group.runs)])
-        words = ", ".join(
-            f"{name} {others[name]}" for name in others if name not in ("seed", "draw", "options", "sparsity")
-        )
-        table.append([group.name.removeprefix("lead "), words, _mean(group)])
-    return _pipe(table, ["arm and options", "else", "accuracy"])
-
-
-def tuning(data: str, width: int) -> str:
-    """Learning rates and weight decays that were tried for each arm in nets of that width, best first."""
-    plain = {"data": data, "width": width, "gamma": None, "begin": 0.1, "end": 0.67, "power": 0.5}
-    records = read(RESULTS / "accuracy_tuning.jsonl")
-    records = [r for r in records if all(r[name] == value for name, value in plain.items())]
-    table = []
-    for arm in dict.fromkeys(record["arm"] for record in records):
-        best = sorted((r for r in records if r["arm"] == arm), key=lambda r: -float(r["accuracy"]))
-        tried = ", ".join(f"{r['lr']:g} / {r['weight_decay']:g}: {r['accuracy']:.1f}" for r in best)
-        table.append([LABELS.get(arm, arm), tried])
-    return _pipe(table, ["", "learning rate / weight decay: accuracy"])
-
-
-def verdict(gap: Difference) -> str:
-    """In a word."""
-    if gap.count < 3:
-        return "too few seeds"
-    if abs(gap.mean) <= 2 * gap.error:
-        return "tie"
-    return "better" if gap.mean > 0 else "worse"
-
-
-def _difference(among: Sequence[Group], arm: str, sparsity: float) -> Difference | None:
-    ours, other = pick(among, OURS, sparsity), pick(among, arm, None if arm == "dense" else sparsity)
-    return None if ours is None or other is None else difference(ours, other)
-
-
-def _gap(among: Sequence[Group], arm: str, sparsity: float) -> str:
-    gap = _difference(among, arm, sparsity)
-    return "" if gap is None else f"{_shown(gap)} {verdict(gap)}"
-
-
-def _shown(gap: Difference | None) -> str:
-    if gap is None or not gap.count:
-        return ""
-    error = "" if math.isnan(gap.error) else f" ({gap.error:.2f})"
-    return f"{gap.mean:+.2f}{error}"
-
-
-def _mean(group: Group | None) -> str:
-    if group is None:
-        return ""
-    spread = "" if math.isnan(group.deviation()) else f" ± {group.deviation():.1f}"
-    return f"{group.mean():.1f}{spread} ({len(group.runs)})"
-
-
-def _pipe(rows: Sequence[Sequence[object]], heads: list[str]) -> str:
-    if not rows:
-        return "Not measured yet."
-    return str(tabulate(rows, heads, "pipe", disable_numparse=True))
 
 
 def figure(data: str, what: str) -> str:

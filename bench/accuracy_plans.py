@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.accuracy_training import Setting
+from bench.accuracy_setting import Setting
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
 from bench.accuracy_trials import TRIALS, trials
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy_training import Setting
+from bench.accuracy_setting import Setting
 
 Record = dict[str, Any]
 

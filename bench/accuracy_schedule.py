@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.accuracy_training import Setting, load
+from bench.accuracy_setting import Setting, load
 from fxdbsr.bypass import Bypass
 from fxdbsr.layers import blocked_layers
 from fxdbsr.ranking import block_scores, lowest, lowest_of_each, scale_sizes

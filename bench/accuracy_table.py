@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.accuracy_records import Record
-from bench.accuracy_training import Setting
+from bench.accuracy_setting import Setting
 
 PLACE = ("data", "net", "width", "depth", "block", "epochs", "draw")
 

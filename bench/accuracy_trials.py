@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.accuracy_training import Setting
+from bench.accuracy_setting import Setting
 
 OPTIMIZER = {"lr": 0.8, "weight_decay": 2e-3}
 

@@ -11,19 +11,21 @@ import pytest
 import torch
 
 import fxdbsr
-from bench import accuracy_training
 from bench.accuracy import describe, run, run_all
 from bench.accuracy_arms import ARMS
 from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
+from bench.accuracy_nets import make_net, make_prepared
 from bench.accuracy_order import ChannelOrder
-from bench.accuracy_page import PAGE, rendered, verdict
+from bench.accuracy_page import PAGE, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_schedule import BlockSchedule
+from bench.accuracy_setting import Setting
 from bench.accuracy_table import Difference, difference, groups, rows
-from bench.accuracy_training import Setting, Training, make_net, make_prepared
+from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
+from bench.accuracy_words import verdict
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
@@ -37,7 +39,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(data: str, draw: int = 0) -> ImageSet:
         return load_generated(256, 200, size=16, difficulty=0.2, shapes=6, textures=4, seed=draw)
 
-    for module in ("training", "schedule", "channels", "leads"):
+    for module in ("training", "cost", "schedule", "channels", "probe"):
         monkeypatch.setattr(f"bench.accuracy_{module}.load", load)
 
 
@@ -81,7 +83,7 @@ def test_the_arm_scaled_is_the_sparsifier_mask_for_mask() -> None:
     training = Training(mine, TINY)
     training.run(after_step=BlockSchedule(mine, TINY, training.steps))
     reference = Training(theirs, TINY)
-    example = accuracy_training.load("generated").test_images[:1]
+    example = reference.data.test_images[:1]
     fxdbsr.Sparsifier(theirs, reference.optimizer, target=0.6, of="macs", steps=reference.steps, example_inputs=example)
     reference.run()
     for a, b in zip(blocked_layers(mine), blocked_layers(theirs), strict=True):
@@ -223,7 +225,7 @@ def test_a_trial_stands_against_gradual_pruning_in_the_same_circumstances() -> N
 
 
 def test_the_tables_of_trials_pair_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.accuracy_page.RESULTS", tmp_path)
+    monkeypatch.setattr("bench.accuracy_words.RESULTS", tmp_path)
     trial = TRIALS[1]
     for seed, gain in ((100, 1.0), (101, 2.0), (102, 3.0)):
         for side, accuracy in ((trial.ours, 80 + gain), (trial.theirs, 80.0)):

@@ -1,0 +1,72 @@
+"""The tables of docs/accuracy.md on what was tried: trials, the first look, tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bench.accuracy_figure import LABELS
+from bench.accuracy_records import Record, changes, key, key_of
+from bench.accuracy_setting import Setting
+from bench.accuracy_table import difference, groups
+from bench.accuracy_trials import TRIALS, Trial
+from bench.accuracy_words import SPARSITIES, mean_of, pipe, records, shown, verdict
+
+
+def trials() -> str:
+    """Every trial: what was expected, what came, on the images and seeds for tuning."""
+    runs = {key(record): record for record in records("trials")}
+    lines = [line for trial in TRIALS if (line := _trial(trial, runs, 0.9, 1, range(100, 110)))]
+    return pipe(lines, ["idea", "expected", "ours", "gradual pruning", "difference", ""])
+
+
+def confirmed() -> str:
+    """Trials that ran on the reported images and seeds."""
+    runs = {key(record): record for record in records("trials")}
+    runs |= {key(record): record for record in records("generated")}
+    lines = [
+        [line[0], f"{sparsity:.0%}", *line[2:]]
+        for trial in TRIALS[1:]
+        for sparsity in SPARSITIES
+        if (line := _trial(trial, runs, sparsity, 0, range(5)))
+    ]
+    return pipe(lines, ["idea", "MACs zero", "ours", "gradual pruning", "difference", ""])
+
+
+def _trial(trial: Trial, runs: dict[str, Record], sparsity: float, draw: int, seeds: Sequence[int]) -> list[str]:
+    """A line of the table, empty where no pair of runs is there."""
+
+    def of(side: Callable[[int, float, int], Setting]) -> list[Record]:
+        wanted = [key_of(side(seed, sparsity, draw)) for seed in seeds]
+        return [runs[name] for name in wanted if name in runs]
+
+    ours, theirs = groups(of(trial.ours)), groups(of(trial.theirs))
+    if not ours or not theirs:
+        return []
+    gap = difference(ours[0], theirs[0])
+    if not gap.count:
+        return []
+    return [trial.idea, trial.expected, mean_of(ours[0]), mean_of(theirs[0]), shown(gap), verdict(gap)]
+
+
+def first_look() -> str:
+    """The first look at many ideas: two seeds, before the learning rate was tuned."""
+    table = []
+    for group in groups(records("first_look")):
+        others = changes(group.runs[min(group.runs)])
+        words = ", ".join(
+            f"{name} {others[name]}" for name in others if name not in ("seed", "draw", "options", "sparsity")
+        )
+        table.append([group.name.removeprefix("lead "), words, mean_of(group)])
+    return pipe(table, ["arm and options", "else", "accuracy"])
+
+
+def tuning(data: str, width: int) -> str:
+    """Learning rates and weight decays that were tried for each arm in nets of that width, best first."""
+    plain = {"data": data, "width": width, "gamma": None, "begin": 0.1, "end": 0.67, "power": 0.5}
+    runs = [r for r in records("tuning") if all(r[name] == value for name, value in plain.items())]
+    table = []
+    for arm in dict.fromkeys(record["arm"] for record in runs):
+        best = sorted((r for r in runs if r["arm"] == arm), key=lambda r: -float(r["accuracy"]))
+        tried = ", ".join(f"{r['lr']:g} / {r['weight_decay']:g}: {r['accuracy']:.1f}" for r in best)
+        table.append([LABELS.get(arm, arm), tried])
+    return pipe(table, ["", "learning rate / weight decay: accuracy"])
