@@ -20,6 +20,8 @@ Options of `Setting.options` (defaults in brackets):
   where `restart` [True].
 * order [0]: how often the channels are reordered between `begin` and `end` (`bench/accuracy_order.py`).
 * dense [0]: the share of the epochs in which a dense net is trained first, over a learning-rate cycle of its own.
+* source [False]: the net starts from one trained for 12 epochs on the pairs of shapes and textures, but for its last
+  layer.
 * distill [0]: weight of the distillation from that net (Hinton et al., 2015; temperature 2).
 """
 
@@ -36,7 +38,7 @@ from bench.accuracy_order import ChannelOrder
 from bench.accuracy_probe import Probe
 from bench.accuracy_schedule import BlockSchedule
 from bench.accuracy_setting import Setting
-from bench.accuracy_teacher import distilled, trained_dense
+from bench.accuracy_teacher import distilled, start_from, trained_dense, trained_on_pairs
 from bench.accuracy_training import Training, learning_rate
 from fxdbsr.layers import blocked_layers
 from fxdbsr.ranking import block_scores, lowest
@@ -49,6 +51,8 @@ def lead(setting: Setting) -> nn.Module:
     if first:
         teacher = trained_dense(replace(setting, arm="dense", sparsity=None, epochs=first, options=()))
         net.load_state_dict(teacher.state_dict())
+    if setting.option("source", False):
+        start_from(net, trained_on_pairs(setting))
     model = make_prepared(setting, net=net)
     if not setting.option("scales", True):
         without_scales(model)

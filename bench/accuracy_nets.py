@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdbsr
-from bench.accuracy_setting import DEVICE, Setting
+from bench.accuracy_setting import CLASSES, DEVICE, Setting
 from fxdbsr.models import BasicBlock
 
 STEM = "conv1"
@@ -69,7 +69,7 @@ def make_net(setting: Setting, factor: float = 1.0) -> nn.Module:
     """The dense net of `setting`, its initial weights by the seed; every width times `factor`."""
     torch.manual_seed(setting.seed)
     kind = {"resnet": ResNet, "vgg": VGG}[setting.net]
-    in_channels, classes = (1, 10) if setting.data == "digits" else (3, 24)
+    in_channels, classes = 1 if setting.data == "digits" else 3, CLASSES[setting.data]
     widths = tuple(max(1, round(factor * setting.width * 2**stage)) for stage in range(3))
     net = kind(in_channels, classes, widths, setting.depth)
     for module in net.modules():

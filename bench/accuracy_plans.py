@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_setting import Setting
+from bench.accuracy_trials import FIFTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
-from bench.accuracy_trials import TRIALS, trials
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
@@ -165,6 +165,13 @@ def ten_seeds() -> Iterator[Setting]:
             yield from (trial.theirs(seed, 0.9, TUNING_DRAW), trial.ours(seed, 0.9, TUNING_DRAW))
 
 
+def fine_tune() -> Iterator[Setting]:
+    """Nets trained on another task, then sparse on theirs: the default, its first ranking, gradual pruning."""
+    for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 5):
+        sides = [side(seed, 0.9, TUNING_DRAW) for trial in FIFTH for side in (trial.theirs, trial.ours)]
+        yield from dict.fromkeys(sides)
+
+
 def confirm() -> Iterator[Setting]:
     """What led on the images for tuning, on those reported: channels reordered without scales; 90 % first."""
     (reordered,) = (t for t in TRIALS if t.options == {"order": 10, "scales": False} and not t.shared)
@@ -182,6 +189,6 @@ def screen() -> Iterator[Setting]:
 ALL = (
     tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, narrow_seeds,
     tune_middle, middle, screen, ranking,
-    ten_seeds, confirm,
+    ten_seeds, fine_tune, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

@@ -20,6 +20,23 @@ def trained_dense(setting: Setting) -> nn.Module:
     return Training(make_net(setting), setting).run().eval()
 
 
+def trained_on_pairs(setting: Setting) -> nn.Module:
+    """The net of `setting` as it comes out of 12 epochs on the images called "source"."""
+    return trained_dense(
+        Setting(
+            "dense", setting.seed, data="source", draw=setting.draw, net=setting.net, width=setting.width,
+            depth=setting.depth, lr=0.8, weight_decay=2e-3,
+        )
+    )  # fmt: skip
+
+
+def start_from(net: nn.Module, trained: nn.Module) -> None:
+    """Copy all but the last layer."""
+    kept = {name: value for name, value in trained.state_dict().items() if not name.startswith("fc.")}
+    missing, unexpected = net.load_state_dict(kept, strict=False)
+    assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
+
+
 def distilled(setting: Setting, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """Cross entropy and, with the option's weight, the divergence from the teacher's softened probabilities."""
     weight, temperature = setting.option("distill", 0.0), 2.0

@@ -187,7 +187,22 @@ FOURTH = (
         shared={"net": "vgg", "depth": 2, "block": (16, 4)},
     ),
 )
-TRIALS = FIRST + SECOND + THIRD + FOURTH
+FINE_TUNED: Mapping[str, Any] = {"epochs": 24, "batch": 64, "lr": 0.05, "weight_decay": 1e-3}
+FIFTH = tuple(
+    Trial(
+        f"trained on pairs of shapes and textures, then fine-tuned on {data}{', so ranked' if ranking else ''}",
+        expected,
+        options=ranking,
+        shared={"data": data, **FINE_TUNED},
+        shared_options={"source": True},
+    )
+    for data in ("shapes", "textures")
+    for ranking, expected in (
+        ({}, "0, written after five nets at 95 %: weights rank well enough"),
+        (NOW, "0, written after them: scales might have told what the new task needs, as in movement pruning"),
+    )
+)
+TRIALS = FIRST + SECOND + THIRD + FOURTH + FIFTH
 
 
 def trials(seeds: tuple[int, ...], sparsity: float = 0.9, draw: int = 1) -> Iterator[Setting]:

@@ -68,6 +68,7 @@ LEADS: dict[str, dict[str, Any]] = {
     "shrink": {"shrink": 0.3},
     "distilled": {"dense": 0.5, "distill": 0.5},
     "unscaled": {"scales": False, "clean": True},
+    "fine_tuned": {"source": True},
     "ordered": {"scales": False, "order": 2},
 }
 
