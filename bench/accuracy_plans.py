@@ -26,7 +26,7 @@ TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
     slim={"lr": 0.2, "weight_decay": 2e-3},
 )
 MIDDLE = 24
-TUNED_MIDDLE: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG)
+TUNED_MIDDLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"lr": 0.4, "weight_decay": 2e-3}, once=STRONG)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
