@@ -22,7 +22,7 @@ pytest.importorskip("llvmlite")
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels import cache as disk
-from fxdbsr.kernels import cpu, cpu_program, jit, ops, reference
+from fxdbsr.kernels import cpu, cpu_call, cpu_program, jit, ops, reference
 from fxdbsr.kernels.cpu_conv import Conv
 from fxdbsr.kernels.cpu_cuts import code_of, image_tile, register_tile, task_table
 from fxdbsr.kernels.cpu_images import Copy, Pool, copy_step, pool_step
@@ -484,7 +484,7 @@ def forget() -> None:
     """Forget all that was compiled in this process."""
     for kept in (
         jit._load,
-        cpu._plan,
+        cpu_call.planned,
         *(getattr(cpu_program, f"_compiled_{kind}") for kind in ("conv", "copy", "pool")),
     ):
         kept.cache_clear()
@@ -550,9 +550,9 @@ def test_serial_without_an_openmp_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     given = arguments(Case())
     expected = given.run()
     monkeypatch.setattr(jit, "openmp", lambda: None)
-    cpu._plan.cache_clear()
+    cpu_call.planned.cache_clear()
     assert torch.equal(given.run(), expected)
-    cpu._plan.cache_clear()
+    cpu_call.planned.cache_clear()
 
 
 @pytest.mark.parametrize("out", [(1, 1), (7, 7), (14, 14), (5, 31), (112, 112)])
