@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdbsr.channels.flow import Flow
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
+from fxdbsr.traced import TwoGraphModule
 
 
 class LivePaths:

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from fxdbsr.channels.flow import Flow
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import BlockedLayer, blocked_layers
+from fxdbsr.traced import TwoGraphModule
 
 OUT, IN, NORM = "out", "in", "norm"
 

@@ -24,8 +24,8 @@ from torch import fx, nn
 
 import fxdbsr
 from bench.coverage import build, enliven, first_tensor
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
+from fxdbsr.traced import TwoGraphModule
 
 TIMED = "resnet18,resnet50,resnet101,resnet152,densenet121,densenet201,efficientnet_v2_s,efficientnet_v2_l"
 

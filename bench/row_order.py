@@ -22,12 +22,12 @@ from torch import fx, nn
 import fxdbsr
 from bench.coverage import build
 from fxdbsr.channels.rows import clustered, union_share
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.scaled import ScaledLayer
 from fxdbsr.passes import CONVERT, run
 from fxdbsr.passes.cluster_rows import cluster_rows
 from fxdbsr.passes.lowering import Lowering
+from fxdbsr.traced import TwoGraphModule
 
 SHAPES = ((8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (32, 8), (64, 16), (16, 64))
 SIZES = (2, 4)

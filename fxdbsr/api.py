@@ -12,7 +12,6 @@ from fxdbsr.baking import bake_weights
 from fxdbsr.config import BlockConfig, as_block_size, as_form
 from fxdbsr.converted import ConvertedModule
 from fxdbsr.copies import copied
-from fxdbsr.graph import TwoGraphModule, trace_eval, unwrap
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.lowered import dense_module, lowered
 from fxdbsr.nn.packed import PackedConv
@@ -21,6 +20,7 @@ from fxdbsr.passes import CONVERT, TO_DENSE
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.selection import CONV_TYPES, Selection
 from fxdbsr.prepared import check_block_size, prepared
+from fxdbsr.traced import TwoGraphModule, trace_eval, unwrap
 from fxdbsr.undo import unchanged_on_error
 
 

@@ -18,9 +18,10 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import fx, nn
 
-from fxdbsr.graph import TwoGraphModule, called_module, get_attribute, unwrap
+from fxdbsr.graph import called_module, get_attribute
 from fxdbsr.layers import BlockedLayer
 from fxdbsr.nn.scaled import ScaledFunction, ScaledLayer
+from fxdbsr.traced import TwoGraphModule, unwrap
 
 SUMS = {
     operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.cat, torch.concat,

@@ -17,12 +17,13 @@ from torch.fx.graph import PythonCode
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
-from fxdbsr.graph import GraphModule, TracedModule, called_module
+from fxdbsr.graph import called_module
 from fxdbsr.network.runner import Runner
 from fxdbsr.nn.changes import one_warning
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import FORMAT, graph_record
+from fxdbsr.traced import GraphModule, TracedModule
 
 STATE = "_extra_state"  # torch's name for it
 _PACKED = (

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
-from fxdbsr.graph import called_module, get_attribute, graph_modules, unwrap
+from fxdbsr.graph import called_module, get_attribute
 from fxdbsr.nn.scaled import Blocked, ScaledFunction, ScaledLayer
 from fxdbsr.ranks import whole
+from fxdbsr.traced import graph_modules, unwrap
 
 
 @dataclass

@@ -7,12 +7,13 @@ from typing import TypeAlias
 
 from torch import fx, nn
 
-from fxdbsr.graph import GraphModule, TwoGraphModule, called_module, share_hooks, trace_eval
+from fxdbsr.graph import called_module
 from fxdbsr.partial import as_part, lone_layers, parts_of, put_back
 from fxdbsr.passes import Pass, run
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.plan_engines import plan_sizes
 from fxdbsr.passes.tune_engines import tune_engines
+from fxdbsr.traced import GraphModule, TwoGraphModule, share_hooks, trace_eval
 
 Finish: TypeAlias = Callable[[fx.GraphModule], fx.GraphModule]
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from fxdbsr.graph import TracedModule, TwoGraphModule
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import plain_type
 from fxdbsr.reach import codes, uses_of, why_not_called
+from fxdbsr.traced import TracedModule, TwoGraphModule
 
 Part = TypeVar("Part", bound=nn.Module)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fxdbsr.graph import unwrap
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.traced import unwrap
 
 PRECISIONS = (None, "3xtf32")
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
 from fxdbsr.config import BlockConfig, as_block_size
-from fxdbsr.graph import TracedModule, TwoGraphModule, called_module, graph_modules, trace
+from fxdbsr.graph import called_module
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked, plain_type, record_whole_forward, why_unscalable
 from fxdbsr.partial import lone_layers, trace_parts
@@ -19,6 +19,7 @@ from fxdbsr.passes import PREPARE, run
 from fxdbsr.passes.scale_functions import grid_of_call
 from fxdbsr.passes.scale_layers import grid_of_layer
 from fxdbsr.passes.selection import Selection
+from fxdbsr.traced import TracedModule, TwoGraphModule, graph_modules, trace
 
 TracerFunction: TypeAlias = Callable[..., TracedModule | TwoGraphModule]
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fxdbsr.graph import unwrap
+from fxdbsr.traced import unwrap
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
 from fxdbsr.converted import ConvertedModule, grid_from
-from fxdbsr.graph import GraphModule, TracedModule
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import graph_from
+from fxdbsr.traced import GraphModule, TracedModule
 
 _KINDS = {kind.__name__: kind for kind in SCALED}
 _NORMS: dict[str, Any] = {kind.__name__: kind for kind in CHANNELWISE}

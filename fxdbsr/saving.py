@@ -17,10 +17,11 @@ from fxdbsr.baking import bake_pruning
 from fxdbsr.converted import STATE, ConvertedModule, read_record
 from fxdbsr.copies import copied
 from fxdbsr.files import as_path, writing
-from fxdbsr.graph import called_module, share_hooks, trace_eval, unwrap
+from fxdbsr.graph import called_module
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked
 from fxdbsr.rebuild import rebuild
+from fxdbsr.traced import share_hooks, trace_eval, unwrap
 
 SAFETENSORS = ".safetensors"
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdbsr.graph import unwrap
 from fxdbsr.layers import BlockedLayer, blocked_layers
 from fxdbsr.nn.scaled import Blocked
 from fxdbsr.ranks import whole
+from fxdbsr.traced import unwrap
 
 COSTS = ("blocks", "params", "macs")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

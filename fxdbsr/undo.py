@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import fx, nn
 
-from fxdbsr.graph import STATE, graph_modules
+from fxdbsr.traced import STATE, graph_modules
 
 
 @contextmanager

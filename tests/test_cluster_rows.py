@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 import fxdbsr
 from bench.random_nets import random_masks, random_net
 from fxdbsr.channels.rows import clustered, union_share
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes import CONVERT, run
 from fxdbsr.passes.cluster_rows import cluster_rows
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.selection import CONV_TYPES
+from fxdbsr.traced import TwoGraphModule
 
 X = torch.randn(2, 8, 4, 4, dtype=torch.float64)
 MIXED = [[1, 0], [0, 1], [1, 0], [0, 1]]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.coverage import BOUND, build, enliven, first_tensor
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.traced import TwoGraphModule
 
 Figures = dict[str, tuple[int, int, int, int]]
 

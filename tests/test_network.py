@@ -19,7 +19,6 @@ pytest.importorskip("llvmlite")
 
 import fxdbsr
 from fxdbsr.converted import ConvertedModule
-from fxdbsr.graph import trace_eval
 from fxdbsr.kernels import jit
 from fxdbsr.kernels.cpu_layout import Layout
 from fxdbsr.kernels.cpu_plan import best_grid
@@ -27,6 +26,7 @@ from fxdbsr.network import calls, plan, runner
 from fxdbsr.network.memory import FOREVER, Buffer, arrange
 from fxdbsr.network.plan import Run
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.traced import trace_eval
 
 pytestmark = pytest.mark.skipif(jit.host() is None, reason="no vector unit that the engine knows")
 BFLOAT16 = pytest.param(

@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 
 import fxdbsr
 from bench.coverage import enliven
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import ScaledLayer
 from fxdbsr.partial import parts_of
+from fxdbsr.traced import TwoGraphModule
 
 
 def block(i: int, o: int) -> nn.Sequential:

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 import fxdbsr
 from bench.coverage import enliven
 from bench.random_nets import random_masks, random_net
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.models import resnet20
 from fxdbsr.passes import CONVERT, run
@@ -20,6 +19,7 @@ from fxdbsr.passes.fold_scales import fold_scales
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.selection import CONV_TYPES
+from fxdbsr.traced import TwoGraphModule
 
 AFTER_PACKING = ("fuse_epilogues", "plan_engines", "tune_engines")
 ALONE: dict[str, tuple[Callable[[Any, Any], None], ...]] = {

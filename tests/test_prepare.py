@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 import fxdbsr
-from fxdbsr.graph import TwoGraphModule
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.scaled import ScaledLayer
+from fxdbsr.traced import TwoGraphModule
 
 
 class Functional(nn.Module):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fxdbsr.graph import unwrap
 from fxdbsr.reporting.count import tally
 from fxdbsr.reporting.graph import eval_graph, figures_graph, function_calls
 from fxdbsr.reporting.observe import observe
 from fxdbsr.reporting.result import Report
 from fxdbsr.reporting.rows import sum_rows
 from fxdbsr.reporting.timing import with_times
+from fxdbsr.traced import unwrap
 
 
 def report(model: nn.Module, example_inputs: Any, *, measure: bool = False) -> Report:

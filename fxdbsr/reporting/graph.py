@@ -12,8 +12,9 @@ import networkx as nx
 from torch import fx, nn
 
 from fxdbsr.calls import FUNCTIONS, why_unscalable_call
-from fxdbsr.graph import TwoGraphModule, called_module, trace_eval
+from fxdbsr.graph import called_module
 from fxdbsr.reporting.count import Tally
+from fxdbsr.traced import TwoGraphModule, trace_eval
 
 
 def eval_graph(model: nn.Module) -> fx.GraphModule | None:
