@@ -29,6 +29,7 @@ MIDDLE = 24
 TUNED_MIDDLE: dict[str, dict[str, Any]] = defaultdict(lambda: {"lr": 0.4, "weight_decay": 2e-3}, once=STRONG)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
+PAIR = ("scaled", "gradual")
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
 
@@ -144,8 +145,15 @@ def narrow_seeds() -> Iterator[Setting]:
     """Twenty seeds more of the half width, the default against gradual pruning: five leave an error of a point."""
     for seed in range(len(SEEDS), len(SEEDS) + 20):
         for sparsity in (0.7, 0.9, 0.5):
-            for arm in ("scaled", "gradual"):
-                yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
+            yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in PAIR)
+
+
+def draws() -> Iterator[Setting]:
+    """The default against gradual pruning, images drawn anew for each seed: half the width, then the whole."""
+    for width, tuned, count in ((NARROW, TUNED_NARROW, 20), (32, TUNED, 10)):
+        for seed in range(10, 10 + count):
+            for sparsity in (0.7, 0.9):
+                yield from (Setting(a, seed, sparsity, draw=seed, width=width, **tuned[a]) for a in PAIR)
 
 
 def ranking() -> Iterator[Setting]:
@@ -188,7 +196,7 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, narrow_seeds,
-    tune_middle, middle, screen, ranking,
+    draws, tune_middle, middle, screen, ranking,
     ten_seeds, fine_tune, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
