@@ -94,6 +94,16 @@ def shrink_(layers: Sequence[BlockedLayer], amounts: Sequence[float]) -> None:
             scale.sub_(amount).clamp_(0, 1)
 
 
+def hold_above_zero_(layers: Sequence[BlockedLayer]) -> None:
+    """Keep the scales of the form "clamp" just above 0, in place: there a scale that passes 0 switches its block off.
+
+    Where the mask alone says which blocks are zero, the loss would make more of them, up to the last of a layer.
+    """
+    for layer in layers:
+        if layer.form == "clamp":
+            local(layer.scale).clamp_(min=LEAST)
+
+
 def hold_cut_layers_(layers: Sequence[BlockedLayer], amounts: Sequence[float], bypass: Bypass) -> None:
     """Where dead layers cut an output from an input, hold their heaviest block just above 0, in place.
 

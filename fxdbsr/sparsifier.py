@@ -30,7 +30,7 @@ from fxdbsr.plan import Plan
 from fxdbsr.ranking import scale_sizes
 from fxdbsr.ranks import group_of, reshard
 from fxdbsr.scales import check_cost, record_positions
-from fxdbsr.shrinking import Shrinking
+from fxdbsr.shrinking import Shrinking, hold_above_zero_
 from fxdbsr.travel import LrSchedule
 
 
@@ -161,11 +161,14 @@ class Sparsifier:
         """Freeze the mask now: at the target, or at the zeros that the penalty has made; once."""
         if not self.frozen:
             self._way.finalize()
+            hold_above_zero_(self.layers)
             self.frozen = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.frozen or self.plan.target is not None:
+            hold_above_zero_(self.layers)
         skipped = getattr(optimizer, "found_inf", None)  # set where a GradScaler leaves skipping to a fused step
         if self.frozen or (skipped is not None and bool(skipped)):
             return

@@ -276,6 +276,22 @@ def test_a_gamma_that_kills_everything_leaves_a_path() -> None:
     assert layers["shortcut"] == 1 or layers["a"] == layers["b"] == 1
 
 
+@pytest.mark.parametrize("options", [{"target": 0.9}, {"shrink": 100.0, "end": 0.4}])
+def test_the_loss_makes_no_zeros_beside_the_mask_in_the_form_clamp(options: dict[str, Any]) -> None:
+    model = prepared("clamp")
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, optimizer, steps=10, **options)
+    train(model, optimizer, 8)
+    expected = sparsifier.sparsity()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for scale in fxdbsr.block_scales(model).values():
+        scale.grad = torch.full_like(scale, 1000.0)
+    optimizer.step()
+    assert sparsifier.frozen
+    assert sparsifier.sparsity() == pytest.approx(expected) == float((~masks(model)).float().mean())
+
+
 @pytest.mark.parametrize("options", [{"target": 0.6, "of": "macs", "steps": 16}, {"gamma": 0.02}])
 @pytest.mark.parametrize("cut", [1, 6, 14])
 def test_a_resumed_run_ends_with_the_same_weights(options: dict[str, Any], cut: int) -> None:
