@@ -171,6 +171,18 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(train: Any, tmp_path:
     assert losses[0] == losses[1]
 
 
+def test_the_average_has_the_final_mask_where_a_grad_scaler_skipped_steps(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
+    (entry,) = train(*TINY, "--epochs", "1", "--amp", "fp16", "--ema", "0.9", "--end", "1")
+    last = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
+    assert entry["frozen"]
+    assert last["sparsifier"]["step"] < entry["step"]
+    masks = [name for name in last["net"] if name.endswith("mask")]
+    assert all(torch.equal(last["model"][name], last["net"][name]) for name in masks)
+
+
 def test_training_starts_from_the_weights_of_a_dense_net(train: Any, tmp_path: Path) -> None:
     sys.path.insert(0, str(SCRIPTS))
     import tiny  # type: ignore[import-not-found]

@@ -84,8 +84,10 @@ class Run:
         loss = self._train(on_step)
         trained = time.perf_counter() - start
         self.epoch += 1
-        if self.epoch == options.epochs:
+        if self.epoch == options.epochs and not self.sparsifier.frozen:  # a GradScaler has skipped steps
             self.sparsifier.finalize()
+            if self.average is not None:
+                self.average.update(self.net)
         model = self.net if self.average is None else self.average.model
         top1, top5 = evaluate(model, self.data.test, self.data.size, options, self.processes)
         if self.average is not None:
