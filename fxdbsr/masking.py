@@ -58,10 +58,25 @@ class Masking:
             layer.set_mask(~lost)
 
     def lowest(self, sparsity: float) -> Tensor:
-        """The blocks to mask for `sparsity`, bool over the blocks of all layers, on the CPU."""
-        costs = self._flat_costs()
+        """The blocks to mask for `sparsity`, bool over the blocks of all layers, on the CPU.
+
+        Where those of highest score, kept in layers that have no bypass, are too dear for it, the cheapest are kept.
+        """
+        costs, scores = self._flat_costs(), self.scores()
+        amount = sparsity * float(costs.sum())
+        off = self._lowest(scores, amount)
+        if amount - float(costs[off].sum()) > self._tolerance(costs):
+            off = self._lowest(scores.masked_fill(~self._lowest(-costs, float(costs.sum())), torch.inf), amount)
+        return off
+
+    def _lowest(self, scores: Tensor, amount: float) -> Tensor:
         sizes = [layer.mask.numel() for layer in self.layers]
-        return lowest(self.scores(), costs, sizes, sparsity * float(costs.sum()), self.bypass.survives)
+        return lowest(scores, self._flat_costs(), sizes, amount, self.bypass.survives)
+
+    @staticmethod
+    def _tolerance(costs: Tensor) -> float:
+        """By which cost the target may be missed."""
+        return max(0.005 * float(costs.sum()), float(costs.max()) / 2)
 
     def scores(self) -> Tensor:
         """What each block is worth, over the blocks of all layers, on the CPU."""
@@ -78,15 +93,17 @@ class Masking:
             ValueError: it does; the message says how much can be zero, and which layers keep a block.
         """
         assert self.plan.target is not None
-        costs, off = self._flat_costs(), self.lowest(1.0)
-        reachable = float(costs[off].sum() / costs.sum())
-        if self.plan.target > reachable + max(0.005, float(costs.max() / costs.sum()) / 2):
+        costs = self._flat_costs()
+        total = float(costs.sum())
+        off = self._lowest(-costs, total)
+        reachable = float(costs[off].sum()) / total
+        if self.plan.target > reachable + self._tolerance(costs) / total:
             kept = [float(part.sum()) for part in self._split(costs.masked_fill(off, 0))]
             dearest = max(range(len(kept)), key=kept.__getitem__)
             raise ValueError(
                 f"target: {self.plan.target} of the {self.plan.of} cannot be zero, at most {reachable:.4f}: "
                 f"{sum(k > 0 for k in kept)} of {len(kept)} layers have no bypass and keep a block, the dearest "
-                f"{self.layers[dearest].name} ({kept[dearest] / float(costs.sum()):.4f}); ask for less, or for "
+                f"{self.layers[dearest].name} ({kept[dearest] / total:.4f}); ask for less, or for "
                 "smaller blocks"
             )
         self._checked = True

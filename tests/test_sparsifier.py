@@ -172,6 +172,15 @@ def test_the_net_still_depends_on_its_input_at_the_highest_target() -> None:
     assert layers["shortcut"].mask.any() or (layers["a"].mask.any() and layers["b"].mask.any())
 
 
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_a_target_that_was_not_refused_is_met_whatever_weights_become(factor: float) -> None:
+    model = prepared()
+    sparsifier = Sparsifier(model, sgd(model), target=0.985, of="params", steps=10)
+    model.get_parameter("shortcut.weight").data.mul_(factor)
+    sparsifier.finalize()
+    assert sparsifier.sparsity() == pytest.approx(0.985, abs=0.0077)  # half of the dearest block
+
+
 def test_macs_known_late_are_checked_at_the_first_step() -> None:
     model = prepared()
     optimizer = sgd(model)
