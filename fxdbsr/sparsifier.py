@@ -201,10 +201,13 @@ class Sparsifier:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected the state of a Sparsifier, a dict, got {state!r}")
-        missing = sorted({"step", "frozen", "travelled", "measured", "positions", "start", "plan"} - set(state))
+        missing = sorted(set(_STATE) - set(state))
         if missing:
             raise ValueError(f"state: expected the state of a Sparsifier, got one without {missing}")
-        if not isinstance(state["plan"], Mapping) or set(state["plan"]) != set(self.plan.to_dict()):
+        for key, kind in _STATE.items():
+            if not isinstance(state[key], kind):
+                raise ValueError(f"state: expected {key} of a Sparsifier, got {state[key]!r:.80}")
+        if set(state["plan"]) != set(self.plan.to_dict()):
             raise ValueError(f"state: expected the plan of a Sparsifier, got {state['plan']!r:.80}")
         plan = Plan.checked(**state["plan"])
         if (plan.target is None) != (self.plan.target is None):
@@ -212,8 +215,9 @@ class Sparsifier:
         if sorted(state["positions"]) != sorted(layer.name for layer in self.layers):
             raise ValueError("state: the names of its layers are not those of this model")
         start = [_start_of(layer, state["start"]) for layer in self.layers]
-        for layer in self.layers:
-            for user, positions in zip(layer.users, state["positions"][layer.name], strict=True):
+        recorded = [_positions_of(layer, state["positions"][layer.name]) for layer in self.layers]
+        for layer, found in zip(self.layers, recorded, strict=True):
+            for user, positions in zip(layer.users, found, strict=True):
                 user.positions[:] = positions
         self._start = start
         self.step, self.frozen, self.plan = state["step"], state["frozen"], plan
@@ -223,8 +227,21 @@ class Sparsifier:
             self._way.travelled = state["travelled"]
 
 
-def _start_of(layer: BlockedLayer, start: Any) -> Tensor:
-    found = start.get(layer.name) if isinstance(start, Mapping) else None
+_STATE: dict[str, Any] = {
+    "step": int, "frozen": bool, "travelled": float | int, "measured": bool, "positions": Mapping, "start": Mapping,
+    "plan": Mapping,
+}  # fmt: skip
+
+
+def _positions_of(layer: BlockedLayer, found: Any) -> list[list[int]]:
+    lists = found if isinstance(found, list) and len(found) == len(layer.users) else [None]
+    if not all(isinstance(one, list) and all(isinstance(n, int) for n in one) for one in lists):
+        raise ValueError(f"state: expected positions of {len(layer.users)} users of {layer.name}, got {found!r:.80}")
+    return lists
+
+
+def _start_of(layer: BlockedLayer, start: Mapping[str, Any]) -> Tensor:
+    found = start.get(layer.name)
     if not isinstance(found, Tensor) or found.shape != layer.grid.shape:
         raise ValueError(f"state: expected first scales {layer.grid.shape} of {layer.name}, got {found!r:.80}")
     return found.float().cpu()

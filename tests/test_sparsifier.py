@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 from typing import Any
 
 import pytest
@@ -338,6 +339,29 @@ def test_states_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="names"):
         sparsifier.load_state_dict(good | {"positions": {"other": [[1]]}})
     assert sparsifier.step == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"step": "3"}, "expected step of a Sparsifier, got '3'"),
+        ({"frozen": "no"}, "expected frozen"),
+        ({"plan": None}, "expected plan"),
+        ({"positions": []}, "expected positions"),
+        ({"b": [[1], [1]]}, "expected positions of 1 users of b, got "),
+        ({"b": 3}, "expected positions of 1 users of b, got 3"),
+        ({"b": [["a"]]}, "expected positions of 1 users of b, got "),
+    ],
+)
+def test_a_state_that_is_not_sound_is_named_and_leaves_all_as_it_was(change: dict[str, Any], text: str) -> None:
+    model = prepared()
+    sparsifier = Sparsifier(model, sgd(model), target=0.5, of="macs", steps=10, example_inputs=X)
+    before = copy.deepcopy(sparsifier.state_dict())
+    positions = {name: [[7]] for name in before["positions"]}
+    wrong = change if not set(change) & set(positions) else {"positions": positions | change}
+    with pytest.raises(ValueError, match=re.escape(text)):
+        sparsifier.load_state_dict(before | wrong)
+    assert sparsifier.state_dict()["positions"] == before["positions"]
 
 
 def test_removed_it_rides_no_more() -> None:
