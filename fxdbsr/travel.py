@@ -28,7 +28,11 @@ def total_step_size(
         schedule: stepped after each step of the optimizer; or the learning rate of every step; or None: the
             learning rates stay as they are, unless a schedule has left its `initial_lr` in the groups.
         plan: with its number of steps.
+
+    Raises:
+        TypeError, ValueError: `schedule` is neither, or tells fewer learning rates than there are steps.
     """
+    _check_schedule(schedule, plan.steps)
     if plan.steps is None or not groups:
         return None
     if schedule is None and any("initial_lr" in group for group in optimizer.param_groups):
@@ -42,6 +46,19 @@ def total_step_size(
     except (TypeError, ValueError):  # ReduceLROnPlateau wants a metric, OneCycleLR ends
         return None
     return min(sums.values())
+
+
+def _check_schedule(schedule: Any, steps: int | None) -> None:
+    if schedule is None or hasattr(schedule, "step"):
+        return
+    try:
+        rates = [float(lr) for lr in schedule]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"lr_schedule: expected a torch scheduler or the learning rate of every step, got {schedule!r:.80}"
+        ) from None
+    if len(rates) < (steps or 0):
+        raise ValueError(f"lr_schedule: expected the learning rates of {steps} steps, got {len(rates)}")
 
 
 def _groups_of_each_step(

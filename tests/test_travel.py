@@ -84,6 +84,22 @@ def test_a_list_of_learning_rates_tells_steps_and_travel() -> None:
     assert sparsifier.travel == pytest.approx(0.3 * 0.6 / 0.5)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "error", "text"),
+    [
+        (3, TypeError, "lr_schedule: expected a torch scheduler or the learning rate of every step, got 3"),
+        ([0.1, "x", 0.1], TypeError, "lr_schedule: expected a torch scheduler"),
+        ([0.1, 0.1], ValueError, "lr_schedule: expected the learning rates of 3 steps, got 2"),
+    ],
+)
+def test_what_is_no_schedule_of_all_steps_is_refused(schedule: Any, error: type[Exception], text: str) -> None:
+    model = prepared()
+    optimizer = sgd(model)
+    with pytest.raises(error, match=text):
+        Sparsifier(model, optimizer, gamma=10.0, steps=3, lr_schedule=schedule)
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_a_constant_learning_rate_is_a_schedule() -> None:
     model = prepared()
     assert Sparsifier(model, sgd(model), gamma=1.0, steps=10).travel == pytest.approx(2.0)
