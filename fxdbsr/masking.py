@@ -90,9 +90,10 @@ class Masking:
         """Refuse a target that leaves no block to a layer that needs one.
 
         Raises:
-            ValueError: it does; the message says how much can be zero, and which layers keep a block.
+            ValueError: it does; the message says how much can be zero, and which layers keep a block. NaN in a score.
         """
         assert self.plan.target is not None
+        self.scores()
         costs = self._flat_costs()
         total = float(costs.sum())
         off = self._lowest(-costs, total)

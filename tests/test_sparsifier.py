@@ -434,6 +434,13 @@ def test_nan_is_reported_with_layer_and_step(options: dict[str, Any]) -> None:
         optimizer.step()
 
 
+def test_nan_in_a_weight_is_refused_at_the_start() -> None:
+    model = prepared()
+    model.get_parameter("b.weight").data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="b: its weight or its scale holds NaN"):
+        Sparsifier(model, sgd(model), target=0.5, steps=5)
+
+
 def test_steps_that_a_grad_scaler_skips_do_not_count() -> None:
     for fused in (False, True):
         model = prepared()
