@@ -234,8 +234,9 @@ _STATE: dict[str, Any] = {
 
 
 def _positions_of(layer: BlockedLayer, found: Any) -> list[list[int]]:
-    lists = found if isinstance(found, list) and len(found) == len(layer.users) else [None]
-    if not all(isinstance(one, list) and all(isinstance(n, int) for n in one) for one in lists):
+    lists = found if isinstance(found, list) else []
+    sound = all(isinstance(one, list) and all(isinstance(n, int) for n in one) for one in lists)
+    if not sound or len(lists) != len(layer.users):
         raise ValueError(f"state: expected positions of {len(layer.users)} users of {layer.name}, got {found!r:.80}")
     return lists
 
