@@ -371,6 +371,9 @@ def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
         (("--epochs", "0"), "epochs: expected at least 1"),
         (("--ema", "1"), "ema: expected a number in [0, 1)"),
         (("--device", "abacus"), "device: 'abacus'"),
+        (("--device", "meta"), "device: 'meta'"),
+        (("--seed", "99999999999999999999"), "seed: expected a number below 2**64"),
+        (("--config", "/bin/sh"), "/bin/sh: not a TOML file"),
         (("--config", "/nowhere.toml"), "/nowhere.toml"),
     ],
 )

@@ -44,7 +44,7 @@ def options_of(args: argparse.Namespace) -> Options:
     if args.recipe is not None:
         values |= read_recipe(args.recipe)
     if args.config is not None:
-        values = _over(values, _parse(args.config.read_text(encoding="utf-8"), str(args.config)))
+        values = _over(values, _parse(args.config.read_bytes(), str(args.config)))
     where = "options" if args.config is None else str(args.config)
     return Options.of_dict(_over(values, given), where)
 
@@ -70,12 +70,12 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     if name not in recipes():
         raise ValueError(f"recipe: expected one of {recipes()}, got {name!r}")
-    text = files("fxdbsr.training").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
-    return _parse(text, f"recipe {name}")
+    data = files("fxdbsr.training").joinpath("recipes", f"{name}.toml").read_bytes()
+    return _parse(data, f"recipe {name}")
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: not a TOML file: {error}") from error

@@ -96,6 +96,8 @@ class Options:
         for key in ("lr", "weight_decay", "workers", "seed"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key}: expected a number that is not negative, got {getattr(self, key)}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed: expected a number below 2**64, got {self.seed}")
         for key in ("momentum", "label_smoothing", "warmup", "ema"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < 1:

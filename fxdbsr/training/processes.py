@@ -75,7 +75,7 @@ def processes(device: str) -> Iterator[Processes]:
         if found.type == "cuda":
             found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", found.index or 0)))
             torch.cuda.set_device(found)
-        torch.zeros(1, device=found)
+        float(torch.zeros((), device=found))  # "meta" holds no values
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {device!r} cannot be used here: {error}") from error
     if "LOCAL_RANK" not in os.environ:
