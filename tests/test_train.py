@@ -171,6 +171,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(train: Any, tmp_path:
     assert losses[0] == losses[1]
 
 
+def test_a_run_killed_between_its_checkpoint_and_its_log_gets_the_whole_log(train: Any, tmp_path: Path) -> None:
+    train(*TINY, "--epochs", "1")
+    log = tmp_path / "out" / "log.jsonl"
+    whole = log.read_text()
+    log.unlink()
+    assert train(*TINY, "--epochs", "1", "--resume") == []
+    assert log.read_text() == whole
+
+
 def test_the_average_has_the_final_mask_where_a_grad_scaler_skipped_steps(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

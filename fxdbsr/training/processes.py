@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,13 @@ class Processes:
         found = torch.tensor(value, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
+
+    def of_first(self, value: Any) -> Any:
+        """What the first process gives as `value`, a copy on all others."""
+        sent = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(sent, src=0)
+        return sent[0]
 
     def wait(self) -> None:
         """Go on when all have come here."""

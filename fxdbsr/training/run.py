@@ -39,7 +39,7 @@ class Run:
 
     def __init__(self, options: Options, processes: Processes) -> None:
         self.options, self.processes, self.out = options, processes, Path(options.out).expanduser()
-        found = self._checkpoint()
+        found = processes.of_first(self._checkpoint() if processes.is_first else None)  # its machine may alone hold it
         self.data = load_data(options, processes)
         self.steps = options.epochs * len(self.data.train)
         self.net = make_net(options, self.data.classes, self.data.size).to(processes.device)
@@ -72,6 +72,7 @@ class Run:
             self.average.model.load_state_dict(found["model"])
             self.average.steps = found["ema_steps"]
         self.epoch, self.history = found["epoch"], found["history"]
+        self._log()  # a run killed after it wrote its checkpoint has not
 
     def train_epoch(self, on_step: Callable[[], None]) -> dict[str, Any]:
         """Train for an epoch, evaluate, and write the checkpoint; what the log says of it.
@@ -164,4 +165,8 @@ class Run:
         if final and final[-1] > max(final[:-1], default=-1.0):
             save(self.out / "best.pt", content)  # first: a run killed between the two repeats this epoch
         save(self.out / "last.pt", content)
-        write(self.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history).encode())
+        self._log()
+
+    def _log(self) -> None:
+        if self.processes.is_first:
+            write(self.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.history).encode())

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(0, "")
     with processes("cpu") as team:
         train(asked("whole"), team)
-        train(asked("cut", "--resume"), team)
+        train(asked("cut" if team.is_first else "another machine's", "--resume"), team)
         shards = ("--parallel", "fsdp")
         train(asked("fsdp", *shards), team)
         (Path(sys.argv[1]) / "fsdp_cut").mkdir(exist_ok=True)
