@@ -148,6 +148,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "differences": lambda: differences("generated"),
     "parameters": lambda: parameters("generated"),
     "penalty": lambda: penalty("generated"),
+    "digits_penalty": lambda: penalty("digits"),
     "digits": lambda: accuracies("digits"),
     "digits_differences": lambda: differences("digits"),
     "floor": lambda: floor("generated"),

@@ -81,6 +81,12 @@ def clamp() -> Iterator[Setting]:
             yield Setting("clamp", seed, gamma=gamma, **TUNED["clamp"])
 
 
+def clamp_digits() -> Iterator[Setting]:
+    """The authors' form on the digits."""
+    for seed in SEEDS:
+        yield from (Setting("clamp", seed, gamma=gamma, **DIGITS) for gamma in GAMMAS)
+
+
 def low() -> Iterator[Setting]:
     """The lowest sparsity, where all arms are near the dense net; pruning by layer comes last."""
     settings = [setting for seed in SEEDS for setting in arms(seed, (0.3,))]
@@ -195,8 +201,7 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits, narrow, narrow_seeds,
-    draws, tune_middle, middle, screen, ranking,
-    ten_seeds, fine_tune, confirm,
+    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, tune_middle, comparison, clamp, low, digits,
+    clamp_digits, narrow, narrow_seeds, draws, middle, screen, ranking, ten_seeds, fine_tune, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
