@@ -38,8 +38,14 @@ def step_size(optimizer: Optimizer, group: dict[str, Any]) -> float:
     """How far a constant gradient of 1 moves a parameter of `group` in a step, in the long run.
 
     `lr * (1 - dampening) / (1 - momentum)` with SGD; `lr`, without that reading, with Adam, AdamW and others.
+
+    Raises:
+        ValueError: SGD with a momentum of 1 or more, where steps grow for ever.
     """
     lr = float(group["lr"])
     if not isinstance(optimizer, SGD):
         return lr
-    return lr * (1 - float(group["dampening"])) / (1 - float(group["momentum"]))
+    momentum = float(group["momentum"])
+    if momentum >= 1:
+        raise ValueError(f"optimizer: expected a momentum below 1, got {momentum}")
+    return lr * (1 - float(group["dampening"])) / (1 - momentum)

@@ -208,6 +208,13 @@ def test_the_proximal_step_of_sgd_reads_lr_and_momentum(momentum: float, divisor
         torch.testing.assert_close(scale.detach(), torch.full_like(scale, expected))
 
 
+def test_the_proximal_step_refuses_a_momentum_that_never_fades() -> None:
+    model = prepared()
+    optimizer = torch.optim.SGD(fxdbsr.param_groups(model, 0.0), lr=0.1, momentum=1.0)
+    with pytest.raises(ValueError, match="expected a momentum below 1"):
+        Sparsifier(model, optimizer, gamma=0.5, steps=10)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
 def test_the_proximal_step_of_other_optimizers_is_gamma_times_lr(kind: Any) -> None:
     model = prepared()

@@ -307,7 +307,7 @@ def test_another_run_is_not_written_over(train: Any, refused: Any, tmp_path: Pat
     assert (tmp_path / "out" / "last.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "parts"])
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
     train: Any, refused: Any, tmp_path: Path, damage: str
 ) -> None:
@@ -316,11 +316,15 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
     whole = last.read_bytes()
     foreign = io.BytesIO()
     torch.save({"model": {}, "epoch": 3}, foreign)
-    broken = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99, "foreign": foreign.getvalue()}
+    parts = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "epoch": 1}, parts)
+    broken = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99}
+    broken |= {"foreign": foreign.getvalue(), "parts": parts.getvalue()}
     last.write_bytes(broken[damage])
     line = refused(*TINY, "--epochs", "1", "--resume")
     assert str(last) in line
-    assert ("expected a checkpoint of fxdbsr train" if damage == "foreign" else "not a checkpoint") in line
+    expected = {"foreign": "expected a checkpoint of fxdbsr train", "parts": "it lacks ['classes', 'ema_steps',"}
+    assert expected.get(damage, "not a checkpoint") in line
     assert last.read_bytes() == broken[damage]
 
 
@@ -379,6 +383,8 @@ def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
         (("--weights", str(SCRIPTS / "tiny.py")), f"--weights: {SCRIPTS / 'tiny.py'}: "),
         (("--epochs", "0"), "epochs: expected at least 1"),
         (("--ema", "1"), "ema: expected a number in [0, 1)"),
+        (("--lr", "inf"), "lr: expected a finite number that is not negative"),
+        (("--model", ":net"), "expected a name, or package.module:callable, got ':net'"),
         (("--device", "abacus"), "device: 'abacus'"),
         (("--device", "meta"), "device: 'meta'"),
         (("--seed", "99999999999999999999"), "seed: expected a number below 2**64"),

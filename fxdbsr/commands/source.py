@@ -146,6 +146,8 @@ def load_model(name: str, classes: int | None = None, **options: Any) -> nn.Modu
         given |= {} if classes is None else {"num_classes": classes}
         found: nn.Module = torchvision.models.get_model(name, weights=None, **given)
         return found
+    if not module or not attribute:
+        raise ValueError(f"model: expected a name, or package.module:callable, got {name!r}")
     sys.path.insert(0, "")
     try:
         make = getattr(import_module(module), attribute, None)

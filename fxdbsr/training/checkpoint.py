@@ -17,6 +17,9 @@ from fxdbsr.training.nets import make_net
 from fxdbsr.training.options import Options
 
 FORMAT = "fxdbsr training 1"
+PARTS = (
+    "net", "optimizer", "model", "options", "classes", "size", "epoch", "history", "sparsifier", "scaler", "ema_steps",
+)  # fmt: skip
 # What may differ between a run and its continuation without changing what is trained.
 FREE = ("out", "resume", "workers", "device", "data_dir", "download")
 
@@ -68,6 +71,8 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = sorted(map(str, found))[:5] if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"{path}: expected a checkpoint of fxdbsr train ({FORMAT!r}), got {got}")
+    if missing := sorted(set(PARTS) - set(found)):
+        raise ValueError(f"{path}: damaged checkpoint: it lacks {missing}")
     return found
 
 

@@ -5,6 +5,7 @@ One field is one option everywhere: `batch_size` here and in TOML is `--batch-si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -94,8 +95,8 @@ class Options:
             if value is not None and value < 1:
                 raise ValueError(f"{key}: expected at least 1, got {value}")
         for key in ("lr", "weight_decay", "workers", "seed"):
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"{key}: expected a number that is not negative, got {getattr(self, key)}")
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: expected a finite number that is not negative, got {getattr(self, key)}")
         if self.seed >= 2**64:
             raise ValueError(f"seed: expected a number below 2**64, got {self.seed}")
         for key in ("momentum", "label_smoothing", "warmup", "ema"):
