@@ -30,6 +30,9 @@ class Shrinking:
 
     Attributes:
         travelled: how far that has moved a scale (of a layer of weight 1) until now; the least of the groups.
+
+    Raises:
+        ValueError: SGD with a momentum of 1 or more.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Shrinking:
         self.travelled = 0.0
         groups = {id(p): i for i, held in enumerate(optimizer.param_groups) for p in held["params"]}
         self._groups = [groups.get(id(layer.scale)) if layer.scale.requires_grad else None for layer in layers]
+        self.amounts()  # an optimizer that has none is refused now
 
     def after_step(self, step: int) -> None:
         """Shrink as the plan has it after step number `step`.
