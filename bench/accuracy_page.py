@@ -11,8 +11,20 @@ from bench.accuracy_figure import LABELS
 from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
 from bench.accuracy_plans import NARROW, PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
-from bench.accuracy_table import Difference, Group, groups
-from bench.accuracy_words import RESULTS, SPARSITIES, gap_in_words, gap_to, mean_of, pick, pipe, records, shown, verdict
+from bench.accuracy_table import Difference, Group, difference, groups
+from bench.accuracy_words import (
+    OURS,
+    RESULTS,
+    SPARSITIES,
+    gap_in_words,
+    gap_to,
+    mean_of,
+    pick,
+    pipe,
+    records,
+    shown,
+    verdict,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -70,6 +82,21 @@ def summary(data: str) -> str:
             told = "; ".join(f"{word} at {', '.join(where)}" for word, where in words.items())
             lines.append(f"- The default against {LABELS.get(arm, arm)}: {told}.")
     return "\n".join(lines) or "Not measured yet."
+
+
+def drawn_anew() -> str:
+    """The default against gradual pruning where every seed has images of its own; pairs share them."""
+    among = groups(record | {"draw": None} for record in records("draws"))
+    table = []
+    for ours in (group for group in among if group.name == OURS):
+        theirs = next(
+            (g for g in among if (g.name, g.place, g.sparsity) == ("gradual", ours.place, ours.sparsity)), None
+        )
+        if theirs is not None and (gap := difference(ours, theirs)).count:
+            channels = ours.runs[min(ours.runs)]["width"]
+            what = f"{channels}, {2 * channels}, {4 * channels} channels, {ours.sparsity:.0%} of the MACs zero"
+            table.append([what, mean_of(ours), mean_of(theirs), shown(gap), verdict(gap)])
+    return pipe(table, ["", "ours", "gradual pruning, global", "difference", ""])
 
 
 def parameters(data: str) -> str:
@@ -154,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "floor": lambda: floor("generated"),
     "narrow": lambda: accuracies("narrow"),
     "narrow_differences": lambda: differences("narrow"),
+    "drawn_anew": drawn_anew,
     "narrow_floor": lambda: floor("narrow"),
     "trials": trials,
     "confirmed": confirmed,

@@ -129,10 +129,14 @@ def narrow() -> Iterator[Setting]:
 
 
 def narrow_seeds() -> Iterator[Setting]:
-    """Twenty seeds more of the half width, the default against gradual pruning: five leave an error of a point."""
-    for seed in range(len(SEEDS), len(SEEDS) + 20):
+    """More seeds of the half width: five leave an error of a point. Eleven of gradual pruning, five of one-shot."""
+    for seed in range(len(SEEDS), len(SEEDS) + 11):
         for sparsity in (0.7, 0.9, 0.5):
             yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in PAIR)
+    for seed in range(len(SEEDS), 2 * len(SEEDS)):
+        for sparsity in (0.7, 0.9):
+            for arm in ("once", "once_layer"):
+                yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
 
 
 def draws() -> Iterator[Setting]:
