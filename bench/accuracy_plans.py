@@ -141,8 +141,8 @@ def narrow_seeds() -> Iterator[Setting]:
 
 def draws() -> Iterator[Setting]:
     """The default against gradual pruning, images drawn anew for each seed: half the width, then the whole."""
-    for width, tuned, count in ((NARROW, TUNED_NARROW, 20), (32, TUNED, 10)):
-        for seed in range(10, 10 + count):
+    for width, tuned in ((NARROW, TUNED_NARROW), (32, TUNED)):
+        for seed in range(10, 30):
             for sparsity in (0.7, 0.9):
                 yield from (Setting(a, seed, sparsity, draw=seed, width=width, **tuned[a]) for a in PAIR)
 
