@@ -383,7 +383,7 @@ ERRORS: list[tuple[str, str, type[Exception], str, Callable[[Here], Any]]] = [
     ("load_trained", "the file cannot be read", OSError, "none", lambda here: load_trained(here.folder / "none")),
     ("load_trained", "it is no such checkpoint", ValueError, "not a checkpoint",
      lambda here: load_trained(bytes_at(here.folder, b"no tensors"))),
-    ("load_trained", "it is no such checkpoint", ValueError, "damaged checkpoint: 'options'",
+    ("load_trained", "it is no such checkpoint", ValueError, r"damaged checkpoint: it lacks \['ema_steps'",
      lambda here: load_trained(cut_checkpoint(here.folder))),
     ("load_trained", "`path` is no path", TypeError, "path: expected a string or a path",
      lambda _: cast(Any, load_trained)(None)),
