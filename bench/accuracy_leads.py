@@ -20,9 +20,9 @@ Options of `Setting.options` (defaults in brackets):
   where `restart` [True].
 * order [0]: how often the channels are reordered between `begin` and `end` (`bench/accuracy_order.py`).
 * dense [0]: the share of the epochs in which a dense net is trained first, over a learning-rate cycle of its own.
+* distill [0]: weight of the distillation from that net (Hinton et al., 2015; temperature 2).
 * source [False]: the net starts from one trained for 12 epochs on the pairs of shapes and textures, but for its last
   layer.
-* distill [0]: weight of the distillation from that net (Hinton et al., 2015; temperature 2).
 """
 
 from __future__ import annotations
