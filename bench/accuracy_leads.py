@@ -5,6 +5,7 @@ Options of `Setting.options` (defaults in brackets):
 * scales [True]: trainable block scales; False applies a lead to the baseline.
 * scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
 * scale_rate [0]: where not 0, the factor is this over the mean squared norm of the layer's blocks at the start.
+* own_norms, clip [0]: what is done to gradients (`bench/accuracy_steps.py`).
 * score ["start"]: mean squares of weights by scales of the start; "effective" by the scales as they are;
   "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
   gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "effective".

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.accuracy_setting import Setting
-from bench.accuracy_trials import FIFTH, TRIALS, trials
+from bench.accuracy_trials import FIFTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -171,6 +171,18 @@ def fine_tune() -> Iterator[Setting]:
         yield from dict.fromkeys(sides)
 
 
+def steps() -> Iterator[Setting]:
+    """Blocks of 32x32 in wide nets, and how far scales step: three seeds, ten in nets of half the width."""
+    found = [
+        side(seed, 0.9, TUNING_DRAW)
+        for seed in range(TUNING_SEEDS[0], TUNING_SEEDS[0] + 10)
+        for trial in SIXTH
+        if seed < TUNING_SEEDS[0] + 3 or trial.shared == NARROW_TRIAL
+        for side in (trial.theirs, trial.ours)
+    ]
+    yield from dict.fromkeys(found)
+
+
 def confirm() -> Iterator[Setting]:
     """What led on the images for tuning, on those reported: channels reordered without scales, tall blocks."""
     (reordered,) = (t for t in TRIALS if t.options == {"order": 10, "scales": False} and not t.shared)
@@ -190,6 +202,6 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
-    clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, confirm,
+    clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.accuracy_setting import DEVICE, Setting, load
+from bench.accuracy_steps import change_gradients
 from fxdbsr.layers import blocked_layers
 
 MOMENTUM = 0.9
@@ -59,6 +60,7 @@ class Training:
         if rate := self.setting.option("scale_rate", 0.0):
             groups[2:] = [groups[2] | {"params": [s], "factor": rate / e} for s, e in scale_energies(model)]
         self.optimizer = torch.optim.SGD(groups, lr=self.setting.lr, momentum=MOMENTUM, nesterov=True, fused=True)
+        change_gradients(self.optimizer, model, self.setting)
 
     def run(self, until: float = 1.0, after_step: Callable[[int], None] | None = None) -> nn.Module:
         """Train to the fraction `until` of the steps; `after_step` is called with the number of steps done."""

@@ -202,7 +202,39 @@ FIFTH = tuple(
         (NOW, "0, written after them: scales might have told what the new task needs, as in movement pruning"),
     )
 )
-TRIALS = FIRST + SECOND + THIRD + FOURTH + FIFTH
+OWN_NORMS = "so wide, blocks of 32x32, each scale's gradient over its block's squared norm"
+WIDE: Mapping[str, Any] = {"width": 128, "block": (32, 32)}
+SIXTH = (
+    Trial(
+        "four times as wide, blocks of 32x32",
+        "-0.5: a step of a scale moves such a block 4 to 16 times as far along itself as that of its weights",
+        shared=WIDE,
+    ),
+    Trial(OWN_NORMS, "0: a step of a scale moves it as far as its weights do", {"own_norms": 1.0}, shared=WIDE),
+    Trial(
+        "gradients clipped to a norm of 1, gradual pruning too",
+        "-0.3, written after 20 nets on other images: both sides gain",
+        shared_options={"clip": 1.0},
+    ),
+    Trial(
+        "half the width, gradients clipped to a norm of 1, gradual pruning too",
+        "-1, written after 20 nets on other images: both sides gain",
+        shared=NARROW,
+        shared_options={"clip": 1.0},
+    ),
+    Trial(
+        "half the width, each scale's gradient over its block's squared norm",
+        "0, written after 20 nets on other images: fewer nets fail early",
+        options={"own_norms": 1.0},
+        shared=NARROW,
+    ),
+    Trial(
+        "each scale's gradient over its block's squared norm",
+        "0: as above",
+        options={"own_norms": 1.0},
+    ),
+)
+TRIALS = FIRST + SECOND + THIRD + FOURTH + FIFTH + SIXTH
 
 
 def trials(seeds: tuple[int, ...], sparsity: float = 0.9, draw: int = 1) -> Iterator[Setting]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxdbsr
 from bench.accuracy import describe, run, run_all
@@ -22,6 +23,7 @@ from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_schedule import BlockSchedule
 from bench.accuracy_setting import Setting
+from bench.accuracy_steps import divide_by_own_norms_
 from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
@@ -70,6 +72,8 @@ LEADS: dict[str, dict[str, Any]] = {
     "unscaled": {"scales": False, "clean": True},
     "fine_tuned": {"source": True},
     "ordered": {"scales": False, "order": 2},
+    "own_norms": {"own_norms": 1.0},
+    "clipped": {"clip": 0.5},
 }
 
 
@@ -77,6 +81,20 @@ LEADS: dict[str, dict[str, Any]] = {
 def test_every_lead_trains_and_meets_its_sparsity(options: dict[str, Any]) -> None:
     record = run(replace(TINY, arm="lead", options=tuple(sorted(options.items()))))
     assert record["sparsity_macs"] == pytest.approx(0.6, abs=0.06)
+
+
+def test_a_scale_over_its_blocks_squared_norm_moves_the_block_as_far_as_its_weights_do() -> None:
+    model = fxdbsr.prepare(nn.Conv2d(4, 4, 3).double(), block_size=(2, 2))
+    (layer,) = blocked_layers(model)
+    images = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    model(images).square().sum().backward()
+    weight = layer.weight.detach()
+    assert layer.weight.grad is not None
+    assert layer.scale.grad is not None
+    along = layer.grid.block_sum(weight * layer.weight.grad) / layer.grid.block_sum(weight.square()).sqrt()
+    divide_by_own_norms_([layer], 1.0)
+    moved = layer.scale.grad * layer.grid.block_sum(weight.square()).sqrt()
+    torch.testing.assert_close(moved.double(), along)
 
 
 def test_the_arm_scaled_is_the_sparsifier_mask_for_mask() -> None:
