@@ -129,6 +129,7 @@ def test_the_best_is_the_best_of_the_epochs_whose_mask_is_final(train: Any, tmp_
         ("--form", "mask", "--of", "params"),
         ("--amp", "bf16", "--accumulate", "4"),
         ("--amp", "fp16"),
+        ("--clip", "0.5"),
         ("--ema", "0.9", "--optimizer", "adamw", "--lr", "0.003"),
         ("--data", "generated", "--difficulty", "0", "--batch-size", "1000", "--image-size", "12"),
     ],
@@ -139,6 +140,17 @@ def test_every_option_trains(train: Any, tmp_path: Path, options: tuple[str, ...
     assert entry["frozen"]
     assert entry[f"{'params' if 'params' in options else 'macs'}_sparsity"] > 0.2
     load_trained(tmp_path / "out" / "best.pt")
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_gradients_clipped_to_almost_nothing_leave_the_weights_alone(train: Any, tmp_path: Path, amp: str) -> None:
+    found = []
+    for name, options in (("clipped", ("--clip", "1e-9")), ("stopped", ("--lr", "0"))):
+        out = tmp_path / name
+        train(*TINY, "--epochs", "1", "--weight-decay", "0", "--amp", amp, *options, "--out", str(out))
+        found.append(dict(load_trained(out / "last.pt").named_parameters()))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-6, rtol=0)
 
 
 def test_a_compiled_model_trains_as_the_eager_one(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +394,7 @@ def test_a_disk_that_fills_up_in_training_is_told_in_one_line(
         (("--weights", "/nowhere.pt"), "/nowhere.pt"),
         (("--weights", str(SCRIPTS / "tiny.py")), f"--weights: {SCRIPTS / 'tiny.py'}: "),
         (("--epochs", "0"), "epochs: expected at least 1"),
+        (("--clip", "0"), "clip: expected a positive finite number, got 0"),
         (("--ema", "1"), "ema: expected a number in [0, 1)"),
         (("--lr", "inf"), "lr: expected a finite number that is not negative"),
         (("--model", ":net"), "expected a name, or package.module:callable, got ':net'"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxdbsr.training import load_trained
 
 SCRIPTS = Path(__file__).parent / "scripts"
-OPTIONS = ("--model", "tiny:net", "--block", "8x8", "--lr", "0.05", "--epochs", "3")
+OPTIONS = ("--model", "tiny:net", "--block", "8x8", "--lr", "0.05", "--epochs", "3", "--clip", "0.5")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

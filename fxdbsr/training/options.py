@@ -46,6 +46,7 @@ class Options:
     momentum: float = _option(0.9, "of sgd")
     weight_decay: float = _option(5e-4, "of the weights; scales, biases and norms have none")
     warmup: float = _option(0.05, "fraction of the steps in which the learning rate rises")
+    clip: float | None = _option(None, "norm to which gradients are scaled down where theirs is larger")
     label_smoothing: float = _option(0.0, "of the cross entropy")
     amp: str = _option("off", "autocast to half precision; scales stay float32", ("off", "bf16", "fp16"))
     ema: float | None = _option(None, "decay of an average of the weights, which is then what is evaluated: 0.999")
@@ -97,6 +98,8 @@ class Options:
         for key in ("lr", "weight_decay", "workers", "seed"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"{key}: expected a finite number that is not negative, got {getattr(self, key)}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip: expected a positive finite number, got {self.clip}")
         if self.seed >= 2**64:
             raise ValueError(f"seed: expected a number below 2**64, got {self.seed}")
         for key in ("momentum", "label_smoothing", "warmup", "ema"):

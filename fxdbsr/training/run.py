@@ -141,6 +141,9 @@ class Run:
             torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
         watch.see(total)
+        if options.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
