@@ -63,6 +63,7 @@ def gradual_layer(setting: Setting) -> nn.Module:
 
 def _scheduled(setting: Setting, model: nn.Module, scope: str) -> nn.Module:
     training = Training(model, setting)
+    training.hold_scales()
     return training.run(after_step=BlockSchedule(model, setting, training.steps, scope))
 
 

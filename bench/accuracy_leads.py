@@ -3,6 +3,7 @@
 Options of `Setting.options` (defaults in brackets):
 
 * scales [True]: trainable block scales; False applies a lead to the baseline.
+* early [False]: scales learn from the first step, not from `begin`.
 * scale_lr [1], scale_decay [0]: factor on the scales' learning rate, weight decay on the scales.
 * scale_rate [0]: where not 0, the factor is this over the mean squared norm of the layer's blocks at the start.
 * own_norms, clip [0]: what is done to gradients (`bench/accuracy_steps.py`).
@@ -60,6 +61,8 @@ def lead(setting: Setting) -> nn.Module:
     if setting.option("retrain", False):
         return _retrained(setting)
     training = Training(model, setting, setting.epochs - first, distilled(setting, teacher))
+    if not setting.option("early", False):
+        training.hold_scales()
     schedule = LeadSchedule(model, setting, training)
     return training.run(after_step=schedule)
 

@@ -17,6 +17,7 @@ import fxdbsr
 from bench.accuracy_setting import DEVICE, Setting, load
 from bench.accuracy_steps import change_gradients
 from fxdbsr.layers import blocked_layers
+from fxdbsr.still import StillScales
 
 MOMENTUM = 0.9
 SHIFT = 2
@@ -42,7 +43,7 @@ class Training:
         self.setting, self.data = setting, load(setting.data, setting.draw)
         self.steps_per_epoch = len(self.data.train_labels) // setting.batch
         self.steps = self.steps_per_epoch * (setting.epochs if epochs is None else epochs)
-        self.step = 0
+        self.step, self._held = 0, 0.0
         self.loss = loss or (lambda logits, labels, images: F.cross_entropy(logits, labels))
         self._generator = torch.Generator().manual_seed(setting.seed)
         self._order: list[Tensor] = []
@@ -62,6 +63,11 @@ class Training:
         self.optimizer = torch.optim.SGD(groups, lr=self.setting.lr, momentum=MOMENTUM, nesterov=True, fused=True)
         change_gradients(self.optimizer, model, self.setting)
 
+    def hold_scales(self) -> None:
+        """Let the scales stand still until the setting's `begin`."""
+        self._still = StillScales(self.optimizer, blocked_layers(self.model))
+        self._held = self.setting.begin * self.steps
+
     def run(self, until: float = 1.0, after_step: Callable[[int], None] | None = None) -> nn.Module:
         """Train to the fraction `until` of the steps; `after_step` is called with the number of steps done."""
         self.model.train()
@@ -80,7 +86,11 @@ class Training:
         with torch.autocast(DEVICE.type, torch.bfloat16):
             logits = self.model(images)
         torch.autograd.backward(self.loss(logits.float(), labels, images))
+        if held := self.step + 1 < self._held:
+            self._still.note()
         self.optimizer.step()
+        if held:
+            self._still.undo()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         if not self._order:

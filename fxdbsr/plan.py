@@ -61,6 +61,10 @@ class Plan:
         """The options as plain numbers, strings and dicts."""
         return asdict(self)
 
+    def is_before(self, step: int) -> bool:
+        """True before `begin`; without `steps` never."""
+        return self.steps is not None and step < self.begin * self.steps
+
     def is_inside(self, step: int) -> bool:
         """True from `begin` to `end`; without `steps` always."""
         return self.steps is None or self.begin * self.steps <= step <= self.last

@@ -2,10 +2,11 @@
 
 Three ways:
 
-* `target`: the scaled gradual schedule (`fxdbsr.masking`). From `begin` to `end` of the steps the part of the cost
-  that is zero rises to the target; every `interval` steps all blocks are ranked and the lowest masked; masked ones
-  may return until the mask freezes at `end`; the rest of the steps fine-tunes. On a model of form "mask", whose
-  scales stay one, this is gradual block pruning.
+* `target`: the scaled gradual schedule (`fxdbsr.masking`). Until `begin` scales stand still: the model trains as the
+  dense one. From `begin` to `end` of the steps the part of the cost that is zero rises to the target; every
+  `interval` steps all blocks are ranked and the lowest masked; masked ones may return until the mask freezes at
+  `end`; the rest of the steps fine-tunes. On a model of form "mask", whose scales stay one, this is gradual block
+  pruning.
 * `gamma`: the penalty `gamma * sum |s|` of the method's authors, as a proximal step after each step of the
   optimizer (`fxdbsr.shrinking`).
 * `shrink`: the same, by how far the penalty moves a scale in the whole training, whatever the learning rate.
@@ -31,6 +32,7 @@ from fxdbsr.ranking import scale_sizes
 from fxdbsr.ranks import group_of, reshard
 from fxdbsr.scales import check_cost, record_positions
 from fxdbsr.shrinking import Shrinking, hold_above_zero_
+from fxdbsr.still import StillScales
 from fxdbsr.travel import LrSchedule
 
 
@@ -52,7 +54,7 @@ class Sparsifier:
         shrink: how far the penalty moves each scale in all, not negative; they start at 1.
         example_inputs: a tensor or a tuple of the model's arguments, for the MACs; else the first batch.
         begin, end: fractions of `steps` between which blocks go; the mask freezes at `end`. By default 0.1 and
-            0.67 with `target`, else 0 and 1.
+            0.67 with `target`, else 0 and 1. With `target` scales learn from `begin` on.
         interval: steps between two rankings; `max(1, steps // 200)` by default.
         cost_weights: factors on the cost of layers, and on how far their scales shrink, by name; 1 by default.
         cost_power: with `target` and `of="macs"`: blocks are ranked by what they are worth divided by the MACs of
@@ -121,7 +123,11 @@ class Sparsifier:
         if isinstance(self._way, Masking) and self._costs.are_known(of):
             self._way.check_reachable()
         self.travel = self._way.travel(lr_schedule) if isinstance(self._way, Shrinking) else None
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._still = StillScales(optimizer, self.layers)
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
         if self.travel is not None and self.travel < 1:
             warnings.warn(
                 f"the penalty moves scales by {self.travel:.3g} in all of {self.plan.steps} steps; below 1 it brings "
@@ -141,7 +147,8 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Leave the optimizer; masks and scales stay as they are."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def sparsity(self, of: str | None = None) -> float:
         """Fraction of the cost of all blocked layers that is zero now, by mask or by scale.
@@ -165,8 +172,14 @@ class Sparsifier:
             self.frozen = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.plan.target is not None and not self.frozen and self.plan.is_before(self.step + 1):
+            self._still.note()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._still.undo()
         if self.frozen or self.plan.target is not None:
             hold_above_zero_(self.layers)
         skipped = getattr(optimizer, "found_inf", None)  # set where a GradScaler leaves skipping to a fused step

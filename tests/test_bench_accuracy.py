@@ -21,7 +21,6 @@ from bench.accuracy_order import ChannelOrder
 from bench.accuracy_page import PAGE, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
-from bench.accuracy_schedule import BlockSchedule
 from bench.accuracy_setting import Setting
 from bench.accuracy_steps import divide_by_own_norms_
 from bench.accuracy_table import Difference, difference, groups, rows
@@ -72,6 +71,7 @@ LEADS: dict[str, dict[str, Any]] = {
     "unscaled": {"scales": False, "clean": True},
     "fine_tuned": {"source": True},
     "ordered": {"scales": False, "order": 2},
+    "early": {"early": True},
     "own_norms": {"own_norms": 1.0},
     "clipped": {"clip": 0.5},
 }
@@ -98,15 +98,14 @@ def test_a_scale_over_its_blocks_squared_norm_moves_the_block_as_far_as_its_weig
 
 
 def test_the_arm_scaled_is_the_sparsifier_mask_for_mask() -> None:
-    mine, theirs = make_prepared(TINY), make_prepared(TINY)
-    training = Training(mine, TINY)
-    training.run(after_step=BlockSchedule(mine, TINY, training.steps))
+    mine, theirs = ARMS["scaled"](TINY), make_prepared(TINY)
     reference = Training(theirs, TINY)
     example = reference.data.test_images[:1]
     fxdbsr.Sparsifier(theirs, reference.optimizer, target=0.6, of="macs", steps=reference.steps, example_inputs=example)
     reference.run()
     for a, b in zip(blocked_layers(mine), blocked_layers(theirs), strict=True):
         assert torch.equal(a.mask, b.mask)
+        assert torch.equal(a.scale, b.scale)
         assert torch.equal(a.weight, b.weight)
 
 
