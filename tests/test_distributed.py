@@ -63,6 +63,13 @@ def test_two_ranks_reach_the_zeros_and_weights_of_one_process(
     assert found["weights"] == pytest.approx(expected["weights"], rel=1e-3)
 
 
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_scales_stand_still_on_both_ranks_until_blocks_go(seen: dict[str, Any], wrapper: str) -> None:
+    for rank in seen[f"{wrapper} from the middle on"]:
+        steps = len(rank["moved"])
+        assert rank["moved"] == [step >= steps / 2 for step in range(1, steps + 1)]
+
+
 def test_the_target_is_met_on_two_ranks(seen: dict[str, Any]) -> None:
     for wrapper in WRAPPERS:
         assert [found["frozen"] for found in seen[f"{wrapper} target"]] == [True, True]

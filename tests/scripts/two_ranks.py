@@ -61,11 +61,11 @@ def train(
     uneven: bool = False,
     penalty: float = 0.0,
 ) -> dict[str, Any]:
-    """The zeros after each step, as strings of 0 and 1, and the weights in the end."""
+    """The zeros after each step, as strings of 0 and 1, whether scales have moved, and the weights in the end."""
     model = wrap(prepared())
     optimizer = torch.optim.SGD(fxdbsr.param_groups(model, 1e-4), lr=0.1, momentum=0.9, nesterov=True)
     sparsifier = fxdbsr.Sparsifier(model, optimizer, **options)
-    zeros = []
+    zeros, moved = [], []
     for step in range(STEPS):
         x, y = batch(step, 8 + 4 * rank if uneven else 8)
         optimizer.zero_grad()
@@ -73,8 +73,10 @@ def train(
         torch.autograd.backward(loss + penalty * fxdbsr.penalty(model, "params") if penalty else loss)
         optimizer.step()
         zeros.append("".join(str(int(b)) for layer in blocked_layers(model) for b in layer.alive().flatten()))
+        moved.append(any(bool((whole(layer.scale.detach()) != 1).any()) for layer in blocked_layers(model)))
     weights = [float(whole(p.detach()).double().square().sum()) for p in model.parameters()]
-    return {"zeros": zeros, "weights": weights, "sparsity": sparsifier.sparsity("params"), "frozen": sparsifier.frozen}
+    sparsity = sparsifier.sparsity("params")
+    return {"zeros": zeros, "moved": moved, "weights": weights, "sparsity": sparsity, "frozen": sparsifier.frozen}
 
 
 def refused(wrap: Callable[[nn.Module], nn.Module], rank: int) -> str:
@@ -116,6 +118,8 @@ def main() -> None:
         seen[f"{name} penalty"] = train(wrap, ways["target"], rank, 2, penalty=1e-4)
     seen["uneven"] = train(ddp, ways["target"], rank, 2, uneven=True)
     seen["refused"] = refused(shard, rank)
+    for name, wrap in (("ddp", ddp), ("fsdp", shard)):
+        seen[f"{name} from the middle on"] = train(wrap, ways["target"] | {"begin": 0.5}, rank, 2)
     seen["in advance"] = train(shard, ways["target"] | {"example_inputs": torch.zeros(1, 3, 8, 8)}, rank, 2)
     gathered: list[Any] = [None, None]
     dist.all_gather_object(gathered, seen)
