@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
+from bench.accuracy_page_trials import confirmed, early, first_look, trials, tuning
 from bench.accuracy_plans import NARROW, PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
@@ -183,6 +183,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "narrow_differences": lambda: differences("narrow"),
     "drawn_anew": drawn_anew,
     "narrow_floor": lambda: floor("narrow"),
+    "early": early,
     "trials": trials,
     "confirmed": confirmed,
     "first_look": first_look,

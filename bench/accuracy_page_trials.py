@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from bench.accuracy_figure import LABELS
 from bench.accuracy_records import Record, changes, key, key_of
 from bench.accuracy_setting import Setting
-from bench.accuracy_table import difference, groups
+from bench.accuracy_table import Group, difference, groups
 from bench.accuracy_trials import TRIALS, Trial
-from bench.accuracy_words import SPARSITIES, mean_of, pipe, records, shown, verdict
+from bench.accuracy_words import OURS, SPARSITIES, mean_of, pipe, records, shown, verdict
 
 
 def trials() -> str:
@@ -48,6 +48,33 @@ def _trial(trial: Trial, runs: dict[str, Record], sparsity: float, draw: int, se
     return [trial.idea, trial.expected, mean_of(ours[0]), mean_of(theirs[0]), shown(gap), verdict(gap)]
 
 
+EARLY = "lead early=True"
+
+
+def early() -> str:
+    """The default and as it was when scales learned from the first step, both less gradual pruning."""
+    sets = {
+        "generated": "the generated images",
+        "narrow": "the same, half the width",
+        "draws": "images of their own for each seed",
+        "digits": "the digits",
+    }
+    table = []
+    for data, what in sets.items():
+        among = groups(record | {"draw": None if data == "draws" else 0} for record in records(data))
+        for theirs in sorted((g for g in among if g.name == "gradual"), key=lambda g: (_width(g), g.sparsity)):
+            others = {g.name: g for g in among if (g.place, g.sparsity) == (theirs.place, theirs.sparsity)}
+            gaps = [difference(others[name], theirs) if name in others else None for name in (EARLY, OURS)]
+            width = f", {_width(theirs)} channels" if data == "draws" else ""
+            seeds = next((gap.count for gap in gaps if gap), 0)
+            table.append([f"{what}{width}", f"{theirs.sparsity:.0%}", *(shown(gap) for gap in gaps), seeds])
+    return pipe(table, ["less gradual pruning, on", "MACs zero", "from the first step", "from `begin` on", "seeds"])
+
+
+def _width(group: Group) -> int:
+    return int(group.runs[min(group.runs)]["width"])
+
+
 def first_look() -> str:
     """The first look at many ideas: two seeds, before the learning rate was tuned."""
     table = []
@@ -65,8 +92,13 @@ def tuning(data: str, width: int) -> str:
     plain = {"data": data, "width": width, "gamma": None, "begin": 0.1, "end": 0.67, "power": 0.5}
     runs = [r for r in records("tuning") if all(r[name] == value for name, value in plain.items())]
     table = []
-    for arm in dict.fromkeys(record["arm"] for record in runs):
-        best = sorted((r for r in runs if r["arm"] == arm), key=lambda r: -float(r["accuracy"]))
+    for arm, options in dict.fromkeys((r["arm"], _options_of(r)) for r in runs):
+        same = (r for r in runs if (r["arm"], _options_of(r)) == (arm, options))
+        best = sorted(same, key=lambda r: -float(r["accuracy"]))
         tried = ", ".join(f"{r['lr']:g} / {r['weight_decay']:g}: {r['accuracy']:.1f}" for r in best)
-        table.append([LABELS.get(arm, arm), tried])
+        table.append([f"{LABELS.get(arm, arm)} {options}".strip(), tried])
     return pipe(table, ["", "learning rate / weight decay: accuracy"])
+
+
+def _options_of(record: Record) -> str:
+    return ", ".join(f"{name}={value}" for name, value in record["options"])

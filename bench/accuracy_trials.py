@@ -134,14 +134,14 @@ SECOND = (
         shared=NARROW,
     ),
     Trial(
-        "half the width, blocks ranked by the scales of the start: the default for a time",
+        "half the width, blocks ranked by the scales of the start",
         "+1, written after 14 nets: blocks that are off return more easily",
         shared=NARROW,
     ),
-    Trial("the same", "+0.3, written after 4 nets"),
-    Trial("the same, blocks of 16x16", "+1", shared={"block": (16, 16)}),
-    Trial("the same, blocks of 8x8", "+0.5", shared={"block": (8, 8)}),
-    Trial("the same, no shortcuts", "+0.5", shared={"net": "vgg", "depth": 2}),
+    Trial("ranked by the scales of the start", "+0.3, written after 4 nets"),
+    Trial("ranked by the scales of the start, blocks of 16x16", "+1", shared={"block": (16, 16)}),
+    Trial("ranked by the scales of the start, blocks of 8x8", "+0.5", shared={"block": (8, 8)}),
+    Trial("ranked by the scales of the start, no shortcuts", "+0.5", shared={"net": "vgg", "depth": 2}),
 )
 THIRD = (
     Trial("24 epochs, twice as many", "+0.5: scales have more time", shared={"epochs": 24}),
