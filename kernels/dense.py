@@ -21,6 +21,8 @@ from fxdbsr.kernels.reference import activate
 
 FUSED_DTYPES = (torch.float16, torch.float32)
 
+Geometry = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
+
 
 def why_unfused(device: torch.device, dtype: torch.dtype, axes: int, groups: int, activation: str) -> str | None:
     """A sentence that says why cuDNN cannot run conv and epilogue as one kernel; None where it can be asked to."""
@@ -57,18 +59,46 @@ def conv(
     """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it."""
     geometry = ([*stride], [*padding], [*dilation], groups)
     axes = weight.dim() - 2
-    if why_unfused(input.device, input.dtype, axes, groups, activation) is None and _may_fuse(input, residual):
-        if residual is None:
-            return torch.cudnn_convolution_relu(input, weight, bias, *geometry)
-        spatial = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-        if tuple(residual.shape) == (input.shape[0], weight.shape[0], *spatial):
-            return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, bias, *geometry)
+    if why_unfused(input.device, input.dtype, axes, groups, activation) is None:
+        y = _fused(input, weight, bias, residual, geometry) if _may_fuse(input, weight, bias, residual) else None
+        if y is not None:
+            return y
     function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     y = function(input, weight, bias, *geometry)
     return activate(y if residual is None else y + residual, activation, negative_slope)
 
 
-def _may_fuse(input: Tensor, residual: Tensor | None) -> bool:
-    """True outside of compilers and gradients, with images to convolve."""
-    tracked = torch.is_grad_enabled() and (input.requires_grad or (residual is not None and residual.requires_grad))
-    return not torch.compiler.is_compiling() and not tracked and input.shape[0] > 0 and torch.backends.cudnn.enabled
+_UNABLE: set[tuple[object, ...]] = set()  # convs for which cuDNN has no fused kernel on this machine
+
+
+def _fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry
+) -> Tensor | None:
+    """The conv with bias, residual and ReLU as one kernel; None where cuDNN has none, or the residual broadcasts."""
+    key = (input.device, input.dtype, weight.shape, residual is None, *map(tuple, geometry[:3]))
+    if key in _UNABLE:
+        return None
+    try:
+        if residual is None:
+            return torch.cudnn_convolution_relu(input, weight, bias, *geometry)
+        spatial = output_size(input.shape[2:], weight.shape[2:], *geometry[:3])
+        if residual.dtype == input.dtype and residual.shape == (input.shape[0], weight.shape[0], *spatial):
+            return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, bias, *geometry)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # "unable to find an engine"; where something else is wrong, the plain conv says so as well
+        _UNABLE.add(key)
+    return None
+
+
+def _may_fuse(input: Tensor, *others: Tensor | None) -> bool:
+    """True outside of compilers, modes, transforms and gradients, which know of plain convs alone; with images."""
+    held = [input, *(tensor for tensor in others if tensor is not None)]
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
+    return not watched and not tracked and input.shape[0] > 0 and torch.backends.cudnn.enabled

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxdbsr.kernels import dense
 
@@ -63,8 +64,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, residual: Tensor | None, **changes: A
     for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"):
         monkeypatch.setattr(torch, name, fused(name))
     x, w, b, _ = tensors()
-    with torch.inference_mode():
-        dense.conv(changes.get("x", x), w, b, residual, *GEOMETRY, "relu", 0.0)
+    with changes.get("mode", torch.inference_mode()):
+        dense.conv(changes.get("x", x), changes.get("w", w), b, residual, *GEOMETRY, "relu", 0.0)
     return made
 
 
@@ -82,6 +83,55 @@ def test_a_residual_that_broadcasts_is_not_fused(monkeypatch: pytest.MonkeyPatch
 
 def test_an_empty_batch_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls(monkeypatch, None, x=torch.randn(0, 8, 5, 5)) == []
+
+
+def test_a_residual_of_another_dtype_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calls(monkeypatch, tensors()[3].double()) == []
+
+
+def test_a_weight_that_learns_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calls(monkeypatch, None, w=tensors()[1].requires_grad_(), mode=torch.enable_grad()) == []
+
+
+def test_operators_that_are_counted_are_plain_convs(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = FlopCounterMode(display=False)
+    assert calls(monkeypatch, None, mode=counter) == []
+    assert counter.get_total_flops() == 2 * 2 * 5 * 5 * 6 * 8 * 9
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_where_cudnn_has_no_fused_kernel_the_plain_conv_runs(
+    monkeypatch: pytest.MonkeyPatch, with_residual: bool
+) -> None:
+    asked = []
+
+    def unable(*_: Any) -> Tensor:
+        asked.append(1)
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(dense, "why_unfused", lambda *_: None)
+    monkeypatch.setattr(dense, "_UNABLE", set())
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", unable)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", unable)
+    x, w, b, r = tensors()
+    residual = r if with_residual else None
+    for _ in range(2):
+        y = dense.conv(x, w, b, residual, *GEOMETRY, "relu", 0.0)
+        torch.testing.assert_close(y, F.relu(F.conv2d(x, w, b, padding=1) + (r if with_residual else 0)))
+    assert len(asked) == 1  # nobody asks again what is known
+
+
+def test_running_out_of_memory_is_not_taken_for_a_missing_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(dense, "why_unfused", lambda *_: None)
+    monkeypatch.setattr(dense, "_UNABLE", set())
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", full)
+    x, w, b, _ = tensors()
+    with pytest.raises(torch.OutOfMemoryError):
+        dense.conv(x, w, b, None, *GEOMETRY, "relu", 0.0)
+    assert not dense._UNABLE
 
 
 def test_gradients_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
