@@ -24,11 +24,14 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Records, Setting
+
+if TYPE_CHECKING:
+    from bench.gpu_ahead import Job
 
 OF_LAYERS = ("correctness", "layers", "candidates", "compile", "bsr")
 OF_TOOLS = ("sanitizer", "profile")
@@ -58,6 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", nargs="+", type=int, default=(50, 70, 90), help="percent")
     parser.add_argument("--repeats", type=int, default=20, help="runs that must agree bit for bit")
     parser.add_argument("--seconds", type=float, default=450, help="start no case after this time")
+    parser.add_argument("--within", type=float, help="seconds after which all should be over (default: 30 more)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/gpu.jsonl"))
     parser.add_argument("--ahead", type=float, default=60, help="seconds to compile kernels in other processes first")
     parser.add_argument("--offline", action="store_true", help="estimates only, no GPU needed")
@@ -77,16 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
-    stop = time.monotonic() + options.seconds
+    started = time.monotonic()
+    within = options.seconds + 30 if options.within is None else options.within
     records = Records(options.out, measured=not options.offline)
-    setting = Setting(options.rehearse, options.repeats)
+    setting = Setting(options.rehearse, options.repeats, stop=started + within)
     if not options.offline:
         compile_kernels(options)
     wrong = 0
     for case in limited(cases(options, records), options.limit):
         if records.has(case):
             continue
-        if time.monotonic() > stop:
+        if time.monotonic() > started + options.seconds:
             print(f"bench.gpu: {options.seconds:.0f} s are over, run again for the rest", file=sys.stderr)
             break
         found = case.estimate()
@@ -128,21 +133,34 @@ def attempt(case: Case, setting: Setting, records: Records) -> dict[str, Any]:
 
 
 def compile_kernels(options: argparse.Namespace) -> None:
-    """Fill Triton's cache with the planner's choice for the layers asked for."""
-    if options.ahead <= 0 or not set(options.part) & {*OF_LAYERS, "models"}:
-        return
+    """Fill Triton's cache with the kernels that the parts asked for run."""
     from bench.gpu_ahead import compile_ahead
-    from bench.gpu_convs import convs
 
+    jobs = jobs_ahead(options) if options.ahead > 0 else []
+    if not jobs:
+        return
     major, minor = torch.cuda.get_device_capability()
-    jobs = []
-    for model in (m for m in options.model if m in MODELS[:3]):
-        found = [conv for conv in convs(model) if conv.channels // conv.groups >= 32]
-        for dtype, block, sparsity in product(options.dtype, options.block, options.sparsity):
-            jobs += [(conv, dtype, options.batch[0], block, sparsity) for conv in found]
     started = time.monotonic()
     failed = compile_ahead(jobs, 10 * major + minor, options.ahead)
     print(f"compiled ahead in {time.monotonic() - started:.0f} s", *failed[:5], sep="\n", flush=True)
+
+
+def jobs_ahead(options: argparse.Namespace) -> list[Job]:
+    """What to compile ahead, in the order in which the cases come."""
+    from bench.gpu_convs import convs
+    from bench.gpu_layers import CORRECTNESS_BATCH
+
+    jobs: list[Job] = []
+    for part in (part for part in options.part if part in (*OF_LAYERS, "models")):
+        batch = CORRECTNESS_BATCH if part == "correctness" else options.batch[0]
+        for model in (m for m in options.model if m in MODELS[:3]):
+            found = [conv for conv in convs(model) if conv.channels // conv.groups >= 32]
+            settings = [*product(options.dtype, options.block, options.sparsity)]
+            if part == "models":
+                jobs += [(part, conv, dtype, batch, *rest) for dtype, *rest in settings for conv in found]
+            else:
+                jobs += [(part, conv, dtype, batch, *rest) for conv in found for dtype, *rest in settings]
+    return jobs
 
 
 def line(record: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
@@ -17,8 +18,11 @@ import torch
 
 from bench.gpu_convs import Conv, Problem, chosen
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
+from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_roofline import why_dense
+from fxdbsr.kernels.triton_tune import Candidate, candidates
 
-Job = tuple[Conv, str, int, str, int]  # conv, dtype, batch, block, sparsity
+Job = tuple[str, Conv, str, int, str, int]  # part of the bench, conv, dtype, batch, block, sparsity
 
 
 class NoDriver:
@@ -53,21 +57,42 @@ def only_compile(capability: int) -> None:
 
 
 def compile_job(job: Job) -> str | None:
-    """Compile the kernel that the planner takes for one conv; what went wrong, or None."""
-    conv, dtype, batch, block, sparsity = job
+    """Compile the kernels that a part of the bench runs for one conv; what went wrong, or None."""
+    part, conv, dtype, batch, block, sparsity = job
     torch.set_num_threads(1)
-    try:
-        set_precision(dtype)
-        cpu = torch.device("cpu")
-        layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
-        problem = Problem.of(replace(layer, batch=1), cpu, 1)
-        x, residual = (None if t is None else t.to("meta").repeat(batch, 1, 1, 1) for t in problem.inputs[0])
-        assert x is not None
-        run = problem.sparse(on=torch.device("meta"), **chosen(layer, cpu))
-        run(x.contiguous(memory_format=torch.channels_last), residual)
-    except Exception as error:
-        return f"{conv.name} {dtype} {block} {sparsity} %: {type(error).__name__}: {error}"
-    return None
+    failed = []
+    set_precision(dtype)
+    layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
+    problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
+    for name, form in kernels_of(part, layer, dtype).items():
+        try:
+            compile_form(problem, batch, form)
+        except Exception as error:
+            failed.append(f"{conv.name} {dtype} {block} {sparsity} % {name}: {type(error).__name__}: {error}")
+    return "; ".join(failed) or None
+
+
+def kernels_of(part: str, layer: Layer, dtype: str) -> dict[str, Candidate]:
+    """The forms in which a part of the bench runs the layer, by name."""
+    cpu = torch.device("cpu")
+    allowed = replace(layer, allow_3xtf32=True)
+    if part == "correctness":
+        return candidates(allowed, cpu, 0)
+    found = {"chosen": chosen(layer, cpu)}
+    if part == "models" and dtype == "fp32":
+        found["chosen, 3xTF32"] = chosen(allowed, cpu)
+    if part == "models":
+        sparse = {"chosen": layer, "chosen, 3xTF32": allowed}
+        found = {name: form for name, form in found.items() if why_dense(sparse[name]) is None}
+    return found
+
+
+def compile_form(problem: Problem, batch: int, form: Candidate) -> None:
+    """Compile the kernel of one form for `batch` images."""
+    x, residual = (None if t is None else t.to("meta").repeat(batch, 1, 1, 1) for t in problem.inputs[0])
+    assert x is not None
+    run = problem.sparse(on=torch.device("meta"), **form)
+    run(x.contiguous(memory_format=torch.channels_last), residual)
 
 
 def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float) -> list[str]:
@@ -82,6 +107,8 @@ def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float) -> list[
             failed += [found] if found else []
     except TimeoutError:
         failed.append(f"compiling ahead stopped after {seconds:.0f} s; the rest is compiled when it is met")
+    except BrokenProcessPool as error:  # a compiler that crashes takes its process along
+        failed.append(f"compiling ahead broke off: {error}; the rest is compiled when it is met")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failed

@@ -165,7 +165,23 @@ class Problem:
         return full.sparse(**arguments(choose(full.layer, device_of(self.weight.device)).form))
 
     def why_wrong(self, run: Callable[[Tensor, Tensor | None], Tensor], repeats: int) -> str | None:
-        """A sentence where a run is off float64 by more than eager allows, or two runs differ; else None."""
+        """A sentence where a run fails, is off float64 by more than eager allows, or differs from the next; else None.
+
+        Raises:
+            RuntimeError: after the run nothing works on the GPU.
+        """
+        try:
+            return self._why_wrong(run, repeats)
+        except Exception as error:  # no resources, or no code for this GPU: other forms may do
+            reason = f"{type(error).__name__}: {str(error)[-300:]}"
+        if self.weight.is_cuda:
+            try:
+                torch.cuda.synchronize()
+            except Exception as lost:
+                raise RuntimeError(f"{reason}; {lost}") from lost
+        return reason
+
+    def _why_wrong(self, run: Callable[[Tensor, Tensor | None], Tensor], repeats: int) -> str | None:
         x, residual = self.inputs[0]
         y = run(x, residual)
         one = None if residual is None else residual[:1]

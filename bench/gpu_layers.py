@@ -28,6 +28,7 @@ from fxdbsr.kernels.triton_roofline import choose
 from fxdbsr.kernels.triton_tune import candidates
 
 PARTS = ("correctness", "layers", "candidates", "compile", "bsr")
+CORRECTNESS_BATCH = 2
 RACY = ("bitmask", "3xTF32")  # forms in which compilers have been known to lose a barrier
 
 
@@ -59,12 +60,11 @@ def _measure_forms(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
     listed = candidates(allowed, setting.device, 0 if part == "correctness" else 2)
     runs, found = {}, {}
     for name, form in listed.items():
-        run = problem.sparse(**form)
+        runs[name] = problem.sparse(**form)
         often = setting.repeats * (50 if any(word in name for word in RACY) and not setting.rehearse else 1)
-        reason = problem.why_wrong(run, often)
+        reason = problem.why_wrong(runs[name], often)
         if reason is not None:
             found[name] = reason
-        runs[name] = run
     if found or part == "correctness":
         return {"wrong": found} if found else {"right": list(runs)}
     taken = str(choose(layer, device_of(setting.device)).form)
@@ -94,7 +94,7 @@ def bsr(problem: Problem) -> Callable[[Tensor, Tensor | None], Any]:
 
 def cases(part: str, options: Any) -> Iterator[Case]:
     """The cases asked for, of the planner's view of each and what can be measured of it."""
-    batches = (2,) if part == "correctness" else options.batch
+    batches = (CORRECTNESS_BATCH,) if part == "correctness" else options.batch
     for model in options.model:
         settings = product(convs(model).items(), options.dtype, batches, options.block, options.sparsity)
         for (conv, count), dtype, batch, block, sparsity in settings:

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 import fxdbsr
-from bench.gpu_setting import DTYPES
+from bench.gpu_setting import DTYPES, Setting
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes.plan_engines import seen_inputs
 
 STEMS = {"resnet50": "conv1", "resnext50_32x4d": "conv1", "vgg11": "features.0", "vgg11_features": "0"}
 STEMS["fpn_resnet50"] = "body.conv1"
-COMPILE_SECONDS = 240
+COMPILE_SECONDS = 240  # that max-autotune may take
+DEFAULT_SECONDS = 75  # that torch.compile's default mode may take
+FOLDED_SECONDS = 150  # that must be left to compile a second network
+AGAIN_SECONDS = 3
 SIZES = {"fpn_resnet50": (800, 1088)}
 
 
@@ -85,50 +88,65 @@ def macs_left(prepared: nn.Module, x: Tensor) -> float:
 
 @lru_cache(1)
 def dense_arms(
-    model: str, dtype: str, batch: int, rehearse: bool, device: torch.device
+    model: str, dtype: str, batch: int, setting: Setting
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """eager, compiled and folded, compiled once for all sparsities, and how each was compiled.
+    """eager, compiled and folded, compiled once for all sparsities, and how each was compiled, or why not.
 
     The last network's are dropped.
     """
-    net = network(model).to(device, DTYPES[dtype]).to(memory_format=torch.channels_last)
-    x = images(model, batch, rehearse).to(device, DTYPES[dtype])
+    net = network(model).to(setting.device, DTYPES[dtype]).to(memory_format=torch.channels_last)
+    x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
     torch.backends.cudnn.benchmark = True
     torch._dynamo.reset()
-    compiled, how = compile_within(net, x, rehearse)
-    arms, notes = {"eager": call_of(net, x), "compiled": compiled}, {"compiled": how}
+    arms, notes = {"eager": call_of(net, x)}, {}
+    nets = {"compiled": net}
     if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()) and model != "fpn_resnet50":
-        folded = fuse(copy.deepcopy(net)).to(memory_format=torch.channels_last)
-        arms["folded"], notes["folded"] = compile_within(folded, x, rehearse)
+        nets["folded"] = fuse(copy.deepcopy(net)).to(memory_format=torch.channels_last)
+    for name, dense in nets.items():
+        if name == "folded" and setting.left() < FOLDED_SECONDS:
+            notes[name] = "left out: too little time was left"
+            continue
+        compiled, notes[name] = compile_within(dense, x, setting)
+        if compiled is not None:
+            arms[name] = compiled
     return arms, notes
 
 
-def compile_within(net: nn.Module, x: Tensor, rehearse: bool) -> tuple[Callable[[], Any], str]:
-    """A call of the compiled network, by max-autotune, or, where that takes too long or fails, by the default mode."""
-    if rehearse:
+def compile_within(net: nn.Module, x: Tensor, setting: Setting) -> tuple[Callable[[], Any] | None, str]:
+    """A call of the compiled network, and how it was compiled.
+
+    By max-autotune, or, where that takes too long or fails, by the default mode; None where that does as well.
+    """
+    if setting.rehearse:
         return call_of(torch.compile(net, dynamic=False, backend="eager"), x), "rehearsal"
-    try:
-        with deadline(COMPILE_SECONDS):
-            call = call_of(torch.compile(net, dynamic=False, mode="max-autotune-no-cudagraphs"), x)
-            call()
-            return call, "max-autotune"
-    except Exception as error:
-        reason = f"default mode: max-autotune ended in {type(error).__name__}: {str(error)[-200:]}"
-    torch._dynamo.reset()
-    call = call_of(torch.compile(net, dynamic=False), x)
-    call()
-    return call, reason
+    reason = ""
+    tuning = min(COMPILE_SECONDS, setting.left() - DEFAULT_SECONDS)
+    for name, mode, seconds in (
+        ("max-autotune", "max-autotune-no-cudagraphs", tuning),
+        ("default mode", None, DEFAULT_SECONDS),
+    ):
+        try:
+            with deadline(seconds):
+                call = call_of(torch.compile(net, dynamic=False, mode=mode), x)
+                call()
+                return call, f"{name}{reason}"
+        except Exception as error:
+            reason = f"{reason}: {name} ended in {type(error).__name__}: {str(error)[-200:]}"
+        torch._dynamo.reset()
+    return None, f"not compiled{reason}"
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after that long; in the main thread alone."""
+    """Raise TimeoutError in the block after that long, and again if it is caught there; in the main thread alone."""
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"over {seconds:.0f} s")
 
+    if seconds <= 0:
+        raise TimeoutError("no time was left")
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:

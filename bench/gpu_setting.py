@@ -7,9 +7,12 @@ one JSON object on a line; `measured` is true where its figures were taken on a 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,17 @@ class Setting:
         rehearse: on the CPU, kernels interpreted, everything small, nothing timed: shows that the code runs.
         repeats: runs of a kernel that must agree bit for bit; 50 times as many where compilers are known to err.
         seconds: of a timed comparison.
+        stop: `time.monotonic()` at which the whole call should be over.
     """
 
     rehearse: bool = False
     repeats: int = 20
     seconds: float = 0.3
+    stop: float = math.inf
+
+    def left(self) -> float:
+        """Seconds until the whole call should be over."""
+        return self.stop - time.monotonic()
 
     @property
     def device(self) -> torch.device:
@@ -76,16 +85,21 @@ class Case:
 
 
 def set_precision(dtype: str) -> None:
-    """Let float32 use tf32 only where `dtype` says so, in cuDNN, cuBLAS and the engine alike."""
-    cudnn: Any = torch.backends.cudnn
-    for switch in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
-        switch.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    """Let float32 use tf32 only where `dtype` says so, in cuDNN, cuBLAS and the engine alike.
+
+    By the older switches, which the newer ones follow. The other way round, torch.get_float32_matmul_precision raises,
+    and max-autotune with it.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
 def machine() -> dict[str, Any]:
     """Where and with what the figures are made."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # a machine for measuring may have no git
+        commit = ""
     cuda = torch.cuda.is_available()
     try:
         import triton
@@ -102,14 +116,26 @@ def machine() -> dict[str, Any]:
     return found | {"cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda} if cuda else found
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a line that a killed process left torn is passed over, and ended."""
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith("\n"):
+        with path.open("a") as file:
+            file.write("\n")
+    found = []
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
 class Records:
     """The records of a file by key; new ones are appended at once. A case that lost the GPU is done as well."""
 
     def __init__(self, path: Path, measured: bool) -> None:
         self.path, self.measured, self.where = path, measured, machine()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.all: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+        self.all = whole_lines(path)
         self.done = {
             json.dumps(r["key"], sort_keys=True)
             for r in self.all

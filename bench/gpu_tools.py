@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -58,7 +59,9 @@ def sanitized(check: str, form: str, conv: str, setting: Setting) -> dict[str, A
     tool = _tool("compute-sanitizer")
     if tool is None:
         return {"skipped": "compute-sanitizer is not installed"}
-    done = subprocess.run([tool, "--tool", check, *command], capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(
+        [tool, "--tool", check, *command], capture_output=True, text=True, check=False, timeout=patience(setting)
+    )
     text = done.stdout + done.stderr
     summary = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (.*)", text)
     clean = summary and summary[-1].startswith("0 ")
@@ -80,18 +83,26 @@ def profiled(rank: int, records: list[dict[str, Any]], setting: Setting) -> dict
         return {"skipped": "ncu is not installed"}
     command = [tool, "--clock-control", "none", "--csv", "--metrics", ",".join(COUNTERS), "-k", "regex:gather|bitmask"]
     command += [sys.executable, "-m", "bench.gpu_tools", *_as_arguments(conv, *settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    return (
-        {"layer": key, "counters": _counters(done.stdout)} if done.returncode == 0 else {"failed": done.stderr[-500:]}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience(setting))
+    counters = _counters(done.stdout)
+    return {"layer": key, "counters": counters} if counters else {"failed": (done.stdout + done.stderr)[-500:]}
+
+
+def patience(setting: Setting) -> float:
+    """Seconds that a tool may take: all that are left, 10 to 240."""
+    return min(240.0, max(10.0, setting.left()))
 
 
 def _counters(text: str) -> dict[str, float]:
-    """Counters of the last kernel in the output of `ncu --csv`."""
+    """Counters of the last kernel in the output of `ncu --csv`, without those that this GPU does not have ("n/a")."""
     lines = text[text.index('"ID"') :] if '"ID"' in text else ""
     rows = list(csv.DictReader(io.StringIO(lines)))
     last = [row for row in rows if row["ID"] == rows[-1]["ID"]]
-    return {COUNTERS[row["Metric Name"]]: float(row["Metric Value"].replace(",", "")) for row in last}
+    found = {}
+    for row in last:
+        with suppress(ValueError):
+            found[COUNTERS[row["Metric Name"]]] = float(row["Metric Value"].replace(",", ""))
+    return found
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +21,27 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 import fxdbsr
-from bench import gpu, gpu_convs, gpu_first, gpu_layers, gpu_models, gpu_plan, inspect_kernels
+from bench import (
+    gpu,
+    gpu_ahead,
+    gpu_convs,
+    gpu_first,
+    gpu_layers,
+    gpu_models,
+    gpu_networks,
+    gpu_plan,
+    gpu_tools,
+    inspect_kernels,
+)
 from bench.gpu_convs import Conv
 from bench.gpu_hazards import CONVS
 from bench.gpu_networks import deadline, live_mask, pruned, sparse_arms
-from bench.gpu_setting import Case, Records, Setting
+from bench.gpu_setting import Case, Records, Setting, set_precision
+from fxdbsr.kernels.triton_plan import precision_of
+from fxdbsr.kernels.triton_tune import candidates
 from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision, needs_interpreter
 
@@ -38,6 +57,7 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "convs", lambda model: listed)
     with float32_precision("tf32"):
         yield
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False  # as torch starts
 
 
 @needs_no_gpu
@@ -211,7 +231,7 @@ AHEAD = """
 from bench.gpu_ahead import compile_job, only_compile
 from bench.gpu_hazards import CONVS
 only_compile(90)
-print(compile_job((CONVS["1x1"], "fp16", 2, "32x32", 50)))
+print(compile_job(("layers", CONVS["1x1"], "fp16", 2, "32x32", 50)))
 """
 
 
@@ -222,6 +242,200 @@ def test_a_forward_reads_nothing_back_from_tensors_without_data(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.stdout == "None\n", done.stdout + done.stderr
     assert list(tmp_path.rglob("gather_kernel.cubin"))
+
+
+def test_what_is_compiled_ahead_is_what_the_cases_run() -> None:
+    asked = ["--part", "correctness", "models", "--dtype", "fp32", "--block", "32x32", "--sparsity", "50", "90"]
+    jobs = gpu.jobs_ahead(gpu.parse([*asked, "--model", "resnet50", "--batch", "32"]))
+    assert [(part, conv.name, batch, sparsity) for part, conv, _, batch, _, sparsity in jobs] == [
+        *(("correctness", CONVS[name].name, 2, sparsity) for name in ("1x1", "3x3") for sparsity in (50, 90)),
+        *(("models", CONVS[name].name, 32, sparsity) for sparsity in (50, 90) for name in ("1x1", "3x3")),
+    ]
+    set_precision("fp32")
+    layer = CONVS["3x3"].layer(2, torch.float32, (32, 32), 0.5)
+    names = [*gpu_ahead.kernels_of("correctness", layer, "fp32")]
+    assert sorted(names) == sorted(candidates(replace(layer, allow_3xtf32=True), torch.device("cpu"), 0))
+    assert any("3xTF32" in name for name in names)
+    assert [*gpu_ahead.kernels_of("layers", layer, "fp32")] == ["chosen"]
+
+
+def test_a_compiler_that_crashes_ahead_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ProcessPoolExecutor):
+        def map(self, *_: Any, **__: Any) -> Any:
+            raise BrokenProcessPool("a child process terminated abruptly")
+
+    monkeypatch.setattr(gpu_ahead, "ProcessPoolExecutor", Broken)
+    [found] = gpu_ahead.compile_ahead([("layers", CONVS["1x1"], "fp16", 2, "32x32", 50)], 90, 1)
+    assert "terminated abruptly" in found
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "tf32", "fp32"])
+def test_every_switch_of_float32_can_be_read_and_says_the_same(dtype: str) -> None:
+    set_precision(dtype)
+    allowed = dtype == "tf32"
+    assert torch.backends.cudnn.allow_tf32 is allowed
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")  # max-autotune reads it
+    assert precision_of(torch.float32) == ("tf32" if allowed else "ieee")
+
+
+def test_records_need_no_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Records(tmp_path / "r.jsonl", measured=False).where["commit"] == ""
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Records(path, measured=False).add(Case({"part": "x"}, dict, None), {})
+    path.write_text(path.read_text() + '{"key": {"pa')
+    again = Records(path, measured=False)
+    again.add(Case({"part": "y"}, dict, None), {})
+    assert [r["key"]["part"] for r in Records(path, measured=False).all] == ["x", "y"]
+
+
+def test_a_deadline_that_is_caught_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_networks, "AGAIN_SECONDS", 0.01)
+
+    def swallows() -> None:
+        with deadline(0.01):
+            with suppress(TimeoutError):
+                time.sleep(10)
+            time.sleep(10)
+
+    with pytest.raises(TimeoutError):
+        swallows()
+
+
+def test_no_time_left_is_no_endless_deadline() -> None:
+    with pytest.raises(TimeoutError, match="no time"), deadline(0):
+        time.sleep(10)
+
+
+class Compiler:
+    """Stands in for torch.compile: modes that fail, and what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: str | None) -> None:
+        self.failing, self.asked = failing, list[str | None]()
+        monkeypatch.setattr(torch, "compile", self)
+
+    def __call__(self, net: Any, dynamic: bool, mode: str | None) -> Any:
+        self.asked.append(mode)
+        if mode in self.failing:
+            raise RuntimeError("no such conv")
+        return net
+
+
+AUTOTUNE = "max-autotune-no-cudagraphs"
+
+
+def dense_arms(monkeypatch: pytest.MonkeyPatch, stop: float) -> tuple[set[str], dict[str, str]]:
+    monkeypatch.setattr(Setting, "device", torch.device("cpu"))
+    monkeypatch.setattr(gpu_networks, "images", lambda *_: torch.zeros(2, 3, 8, 8))
+    gpu_networks.dense_arms.cache_clear()
+    arms, how = gpu_networks.dense_arms("tiny", "fp32", 2, Setting(stop=time.monotonic() + stop))
+    return {*arms}, how
+
+
+def test_with_time_both_networks_are_compiled_by_max_autotune(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler(monkeypatch)
+    assert dense_arms(monkeypatch, 400) == (
+        {"eager", "compiled", "folded"},
+        {"compiled": "max-autotune", "folded": "max-autotune"},
+    )
+    assert compiler.asked == [AUTOTUNE, AUTOTUNE]
+
+
+def test_where_time_is_short_the_baseline_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler(monkeypatch)
+    arms, how = dense_arms(monkeypatch, 60)
+    assert arms == {"eager", "compiled"}
+    assert how["compiled"].startswith("default mode: max-autotune ended in TimeoutError")
+    assert "too little time" in how["folded"]
+    assert compiler.asked == [None]
+
+
+def test_a_network_that_cannot_be_compiled_keeps_its_other_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    Compiler(monkeypatch, AUTOTUNE, None)
+    arms, how = dense_arms(monkeypatch, 400)
+    assert arms == {"eager"}
+    assert how["compiled"].startswith("not compiled")
+    assert how["compiled"].count("no such conv") == 2
+
+
+def small_problem() -> gpu_convs.Problem:
+    layer = CONVS["1x1"].small().layer(2, torch.float32, (32, 32), 0.5)
+    return gpu_convs.Problem.of(layer, torch.device("cpu"), 1)
+
+
+def test_a_form_that_cannot_run_is_wrong_and_the_others_are_tried() -> None:
+    def run(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    assert "OutOfResources: out of resource: shared memory" in str(small_problem().why_wrong(run, 1))
+
+
+def test_a_form_that_loses_the_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    problem = small_problem()
+    problem.weight = SimpleNamespace(is_cuda=True)  # type: ignore[assignment]
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        problem.why_wrong(fail, 1)
+
+
+def test_counters_that_the_gpu_does_not_have_are_left_out() -> None:
+    name, other = [*gpu_tools.COUNTERS][:2]
+    rows = [("0", name, "7"), ("1", name, "1,234.5"), ("1", other, "n/a")]
+    text = "==PROF==\n" + "".join(f'"{a}","{b}","{c}"\n' for a, b, c in [("ID", "Metric Name", "Metric Value"), *rows])
+    assert gpu_tools._counters(text) == {gpu_tools.COUNTERS[name]: 1234.5}
+    assert gpu_tools._counters("==ERROR== no such metric") == {}
+
+
+def first(monkeypatch: pytest.MonkeyPatch, path: Path, main: Any, *arguments: str) -> int:
+    """`bench.gpu_first` as if there were a GPU, with `main` for that of bench.gpu."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr(gpu, "main", main)
+    return gpu_first.main(["--out", str(path), *arguments])
+
+
+def test_a_step_that_fails_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def main(arguments: list[str]) -> int:
+        calls.append(arguments[1])
+        if len(calls) == 1:
+            raise ValueError("of what stands around the cases")
+        return 0
+
+    assert first(monkeypatch, tmp_path / "gpu.jsonl", main) == 1
+    assert len(calls) == len(gpu_first.STEPS)
+
+
+def test_steps_that_need_less_time_than_others_still_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def main(arguments: list[str]) -> int:
+        calls.append(arguments)
+        return 0
+
+    assert first(monkeypatch, tmp_path / "gpu.jsonl", main, "--seconds", "150") == 0
+    parts = [arguments[1] for arguments in calls]
+    assert "ceilings" in parts
+    assert "models" not in parts
+    assert all(gpu.parse(arguments).within <= 150 for arguments in calls)
+
+
+def test_what_failed_elsewhere_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, path = tmp_path / "before.jsonl", tmp_path / "gpu.jsonl"
+    lost = {"failed": "x", "interrupted": ""}
+    found: dict[str, dict[str, Any]] = {"right": {}, "failed": {"failed": "x"}, "lost": lost}
+    lines = [{"key": {"part": part}, "measured": True, "device": "a GPU", **rest} for part, rest in found.items()]
+    before.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first(monkeypatch, path, lambda _: 0, "--from", str(before))
+    assert [record["key"]["part"] for record in records(path)] == ["right", "lost"]
 
 
 def test_convs_have_names_that_tell_them_apart() -> None:
