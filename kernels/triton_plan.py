@@ -153,9 +153,14 @@ def tile_of(
     processors: int,
     target: str,
 ) -> tuple[Tile, int]:
-    """The measured tile and splits where the call has the size that was measured, else the planner's."""
+    """The measured tile and splits where the call has the size that was measured, else the planner's.
+
+    Tables that were made on another GPU, and pickled, may name a tile that this one does not have.
+    """
     if choice.tile is not None and choice.pixels == pixels:
-        return tiles(target, choice.precision, lanes, depth, taps)[choice.tile], choice.splits
+        listed = tiles(target, choice.precision, lanes, depth, taps)
+        if choice.tile < len(listed):
+            return listed[choice.tile], choice.splits
     return choose_tile(pixels, unions, steps, lanes, depth, taps, choice.precision, processors, target)
 
 

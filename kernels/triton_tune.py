@@ -135,10 +135,13 @@ def tune(
                 example, *packed, bias, residual, tables, *sizes, *geometry, grid.groups, activation, negative_slope
             )
 
-        first = run()
-        reason = wrong(first[:1], exact, eager)
-        if reason is None and not all(torch.equal(run(), first) for _ in range(repeats)):
-            reason = "two runs differ"
+        try:
+            first = run()
+            reason = wrong(first[:1], exact, eager)
+            if reason is None and not all(torch.equal(run(), first) for _ in range(repeats)):
+                reason = "two runs differ"
+        except Exception as error:  # more resources than this GPU has, or a compiler that fails
+            reason = f"{type(error).__name__}: {error}"
         if reason is None:
             runs[name] = run
         else:

@@ -18,7 +18,18 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.nn import fastest
-from tests.triton_cases import DEVICE, GPU, Case, build, check, float32_precision, imported, needs_interpreter, sparse
+from tests.triton_cases import (
+    DEVICE,
+    GPU,
+    Case,
+    build,
+    check,
+    float32_precision,
+    imported,
+    needs_interpreter,
+    sparse,
+    triton,
+)
 
 pytestmark = needs_interpreter
 GRID = BlockGrid.of((64, 64, 3, 3), (32, 32))
@@ -198,6 +209,21 @@ def test_tune_times_no_candidate_with_wrong_numbers(engine: ModuleType, monkeypa
     monkeypatch.setattr(gather, "launch", spoil)
     _, found = tuned(engine, lambda runs: dict.fromkeys(runs, 1.0))
     assert "against float64" in found["gather, 2 rows"]
+    assert found["gather, 4 rows"] == 1.0
+
+
+def test_tune_passes_over_a_candidate_that_cannot_run(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    gather = importlib.import_module("fxdbsr.kernels.triton_gather")
+    launch = gather.launch
+
+    def short_of_memory(call: Any, tables: Any, *rest: Any) -> None:
+        if tables[3].shape[1] == 64:
+            raise triton.runtime.errors.OutOfResources(300_000, 232_448, "shared memory")
+        launch(call, tables, *rest)
+
+    monkeypatch.setattr(gather, "launch", short_of_memory)
+    _, found = tuned(engine, lambda runs: dict.fromkeys(runs, 1.0))
+    assert "OutOfResources" in found["gather, 2 rows"]
     assert found["gather, 4 rows"] == 1.0
 
 

@@ -251,6 +251,8 @@ def test_a_measured_tile_serves_the_size_that_was_measured() -> None:
     sizes = (4, 4 * 72, 64, 64, 9, 132, "cuda:90")
     assert tile_of(choice, 6272, *sizes) == (listed[-1], 2)
     assert tile_of(choice, 49, *sizes) == choose_tile(49, *sizes[:5], "16", *sizes[5:])
+    elsewhere = replace(choice, tile=len(listed))  # of another GPU, which has more tiles
+    assert tile_of(elsewhere, 6272, *sizes) == choose_tile(6272, *sizes[:5], "16", *sizes[5:])
 
 
 @pytest.mark.parametrize(

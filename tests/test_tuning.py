@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import fxdbsr
 from bench.coverage import BOUND
 from fxdbsr.kernels import cache, tuning
+from fxdbsr.kernels.choice import Choice, engine_module
+from fxdbsr.kernels.ops import engine_conv
 from fxdbsr.layers import blocked_layers
 from fxdbsr.nn import fastest, packed_forward
 from fxdbsr.nn.packed import PackedConv
@@ -177,6 +179,27 @@ def test_a_candidate_with_wrong_numbers_is_not_timed(folder: Path, monkeypatch: 
     timed = say_times(monkeypatch, lambda _: 1.0)
     assert tuned(model()).engine == "cpu"
     assert timed == [["cpu"]]
+
+
+def test_a_triton_kernel_that_cannot_run_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        """Stands in for the Triton engine on a GPU that has too little shared memory."""
+
+        layout = staticmethod(lambda values: values)
+        tables = staticmethod(lambda *_, **__: [])
+
+        @staticmethod
+        def conv(*_: Any) -> Tensor:
+            raise RuntimeError("out of resource: shared memory")
+
+    choices = {"triton gather": Choice("triton", ""), "dense": Choice("dense", "")}
+    monkeypatch.setattr(fastest, "candidates", lambda case: choices)
+    module, conv = engine_module, engine_conv
+    monkeypatch.setattr("fxdbsr.nn.packed.engine_module", lambda name: Engine if name == "triton" else module(name))
+    monkeypatch.setattr("fxdbsr.kernels.ops.engine_conv", lambda name: Engine.conv if name == "triton" else conv(name))
+    timed = say_times(monkeypatch, lambda _: 1.0)
+    assert tuned(model()).engine == "dense"
+    assert timed == [["dense"]]
 
 
 def test_what_was_measured_before_is_checked_anew(
