@@ -177,8 +177,9 @@ def line(record: dict[str, Any]) -> str:
         f"{name} {value:.2f}x" for name, value in record.items() if name.startswith(("ceiling", "estimated over"))
     ]
     times = [f"{name[3:]} {value[1]:.1f} us" for name, value in record.items() if name.startswith("us ") and value]
+    missing = [f"{name}: {value}" for name, value in record.items() if name.startswith("no ")]
     rest = [record[name] for name in ("choice", "reason", "form", "engines", "layers") if record.get(name)]
-    return f"{key}: " + "; ".join(map(str, (*ratios, *ceilings, *times, *rest)))
+    return f"{key}: " + "; ".join(map(str, (*ratios, *ceilings, *times, *missing, *rest)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from bench.gpu_compiled import dense_arms
 from bench.gpu_convs import Conv, convs, estimate
-from bench.gpu_networks import call_of, dense_arms, images, macs_left, pruned, sparse_arms, why_wrong
+from bench.gpu_networks import Exact, call_of, images, macs_left, pruned, sparse_arms
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels.triton_device import H200
 from fxdbsr.kernels.triton_roofline import floor_seconds, library_seconds
@@ -42,8 +43,9 @@ def measure(
         x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
         prepared = pruned(model, block, sparsity)
         arms = sparse_arms(prepared, x, dtype)
+        exact = Exact.of(prepared, x)
         for name, arm in arms.items():
-            reason = why_wrong(arm, prepared, x[:2])
+            reason = exact.why_wrong(arm(x))
             if reason is not None:
                 return {"wrong": f"{name}: {reason}"}
         engines = Counter(m.engine for m in arms["sparse"].modules() if isinstance(m, PackedConv))

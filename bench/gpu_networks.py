@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import copy
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 import fxdbsr
-from bench.gpu_setting import DTYPES, Setting
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes.plan_engines import seen_inputs
 
 STEMS = {"resnet50": "conv1", "resnext50_32x4d": "conv1", "vgg11": "features.0", "vgg11_features": "0"}
 STEMS["fpn_resnet50"] = "body.conv1"
-COMPILE_SECONDS = 240  # that max-autotune may take
-DEFAULT_SECONDS = 75  # that torch.compile's default mode may take
-FOLDED_SECONDS = 150  # that must be left to compile a second network
-AGAIN_SECONDS = 3
 SIZES = {"fpn_resnet50": (800, 1088)}
 
 
@@ -86,74 +78,6 @@ def macs_left(prepared: nn.Module, x: Tensor) -> float:
     return total.macs / total.macs_dense
 
 
-@lru_cache(1)
-def dense_arms(
-    model: str, dtype: str, batch: int, setting: Setting
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """eager, compiled and folded, compiled once for all sparsities, and how each was compiled, or why not.
-
-    The last network's are dropped.
-    """
-    net = network(model).to(setting.device, DTYPES[dtype]).to(memory_format=torch.channels_last)
-    x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
-    torch.backends.cudnn.benchmark = True
-    torch._dynamo.reset()
-    arms, notes = {"eager": call_of(net, x)}, {}
-    nets = {"compiled": net}
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()) and model != "fpn_resnet50":
-        nets["folded"] = fuse(copy.deepcopy(net)).to(memory_format=torch.channels_last)
-    for name, dense in nets.items():
-        if name == "folded" and setting.left() < FOLDED_SECONDS:
-            notes[name] = "left out: too little time was left"
-            continue
-        compiled, notes[name] = compile_within(dense, x, setting)
-        if compiled is not None:
-            arms[name] = compiled
-    return arms, notes
-
-
-def compile_within(net: nn.Module, x: Tensor, setting: Setting) -> tuple[Callable[[], Any] | None, str]:
-    """A call of the compiled network, and how it was compiled.
-
-    By max-autotune, or, where that takes too long or fails, by the default mode; None where that does as well.
-    """
-    if setting.rehearse:
-        return call_of(torch.compile(net, dynamic=False, backend="eager"), x), "rehearsal"
-    reason = ""
-    tuning = min(COMPILE_SECONDS, setting.left() - DEFAULT_SECONDS)
-    for name, mode, seconds in (
-        ("max-autotune", "max-autotune-no-cudagraphs", tuning),
-        ("default mode", None, DEFAULT_SECONDS),
-    ):
-        try:
-            with deadline(seconds):
-                call = call_of(torch.compile(net, dynamic=False, mode=mode), x)
-                call()
-                return call, f"{name}{reason}"
-        except Exception as error:
-            reason = f"{reason}: {name} ended in {type(error).__name__}: {str(error)[-200:]}"
-        torch._dynamo.reset()
-    return None, f"not compiled{reason}"
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after that long, and again if it is caught there; in the main thread alone."""
-
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"over {seconds:.0f} s")
-
-    if seconds <= 0:
-        raise TimeoutError("no time was left")
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def call_of(model: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
     return lambda: model(x)
 
@@ -178,14 +102,27 @@ def sparse_arms(prepared: nn.Module, x: Tensor, dtype: str) -> dict[str, nn.Modu
     return arms
 
 
-def why_wrong(model: nn.Module, prepared: nn.Module, x: Tensor) -> str | None:
-    """A sentence where `model` is off float64 by over four times what the prepared model in its dtype is; else None."""
-    exact = flat(copy.deepcopy(prepared).to(x.device).double()(x.double()))
-    eager = flat(copy.deepcopy(prepared).to(x.device, x.dtype)(x)).double()
-    found = flat(model(x)).double()
-    allowed = 4 * (eager - exact).abs().max() + 4 * torch.finfo(x.dtype).eps * exact.abs().max()
-    error = (found - exact).abs().max()
-    return None if error <= allowed else f"error {error:.3g} against float64, {allowed:.3g} allowed"
+@dataclass(frozen=True)
+class Exact:
+    """The outputs of a prepared model in float64, and by how much others may be off.
+
+    That is four times what the prepared model in the dtype of the input is off, and four ulps.
+    """
+
+    outputs: Tensor
+    allowed: Tensor
+
+    @classmethod
+    def of(cls, prepared: nn.Module, x: Tensor) -> Exact:
+        """Of all images of `x`, so that the kernels that are timed are those that are checked."""
+        exact = flat(copy.deepcopy(prepared).to(x.device).double()(x.double()))
+        eager = flat(copy.deepcopy(prepared).to(x.device, x.dtype)(x)).double()
+        return cls(exact, 4 * (eager - exact).abs().max() + 4 * torch.finfo(x.dtype).eps * exact.abs().max())
+
+    def why_wrong(self, outputs: Any) -> str | None:
+        """A sentence where `outputs` are off by more than is allowed; else None."""
+        error = (flat(outputs).double() - self.outputs).abs().max()
+        return None if error <= self.allowed else f"error {error:.3g} against float64, {self.allowed:.3g} allowed"
 
 
 def flat(outputs: Any) -> Tensor:

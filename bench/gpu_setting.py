@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fxdbsr.kernels.triton_timing import graph_samples
+from fxdbsr.kernels.triton_timing import captured, replayed_in_turns
 from fxdbsr.paired import quantiles
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
@@ -53,14 +53,24 @@ class Setting:
     def times(self, functions: Mapping[str, Callable[[], Any]], base: str, calls: int = 10) -> dict[str, Any]:
         """Microseconds of each function and how many times faster than `base` it is, all replayed in turns.
 
-        Medians with quartiles over rounds; a ratio is the median of the rounds' ratios. None in a rehearsal.
+        Medians with quartiles over rounds; a ratio is the median of the rounds' ratios. None in a rehearsal. A function
+        that cannot be captured is left out, and "no <name>" says why; the first that can stands in for such a base.
         """
         if self.rehearse:
             for function in functions.values():
                 function()
             return {f"us {name}": None for name in functions}
-        samples = graph_samples(functions, self.seconds, calls)
-        found: dict[str, Any] = {}
+        graphs, found = {}, dict[str, Any]()
+        for name, function in functions.items():
+            try:
+                graphs[name] = captured(function, calls)
+            except Exception as error:
+                torch.cuda.synchronize()  # raises where the GPU was lost
+                found[f"no {name}"] = f"{type(error).__name__}: {str(error)[-300:]}"
+        if not graphs:
+            raise RuntimeError(f"nothing could be timed: {found}")
+        base = base if base in graphs else next(iter(graphs))
+        samples = replayed_in_turns(graphs, self.seconds, calls)
         for name, values in samples.items():
             found[f"us {name}"] = [round(1e3 * value, 3) for value in quantiles(values)]
             if name != base:

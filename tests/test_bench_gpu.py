@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -27,18 +27,20 @@ import fxdbsr
 from bench import (
     gpu,
     gpu_ahead,
+    gpu_compiled,
     gpu_convs,
     gpu_first,
     gpu_layers,
     gpu_models,
-    gpu_networks,
     gpu_plan,
+    gpu_setting,
     gpu_tools,
     inspect_kernels,
 )
+from bench.gpu_compiled import deadline
 from bench.gpu_convs import Conv
 from bench.gpu_hazards import CONVS
-from bench.gpu_networks import deadline, live_mask, pruned, sparse_arms
+from bench.gpu_networks import Exact, live_mask, pruned, sparse_arms
 from bench.gpu_setting import Case, Records, Setting, set_precision
 from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.kernels.triton_tune import candidates
@@ -293,7 +295,7 @@ def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_deadline_that_is_caught_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_networks, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_compiled, "AGAIN_SECONDS", 0.01)
 
     def swallows() -> None:
         with deadline(0.01):
@@ -329,9 +331,9 @@ AUTOTUNE = "max-autotune-no-cudagraphs"
 
 def dense_arms(monkeypatch: pytest.MonkeyPatch, stop: float) -> tuple[set[str], dict[str, str]]:
     monkeypatch.setattr(Setting, "device", torch.device("cpu"))
-    monkeypatch.setattr(gpu_networks, "images", lambda *_: torch.zeros(2, 3, 8, 8))
-    gpu_networks.dense_arms.cache_clear()
-    arms, how = gpu_networks.dense_arms("tiny", "fp32", 2, Setting(stop=time.monotonic() + stop))
+    monkeypatch.setattr(gpu_compiled, "images", lambda *_: torch.zeros(2, 3, 8, 8))
+    gpu_compiled.dense_arms.cache_clear()
+    arms, how = gpu_compiled.dense_arms("tiny", "fp32", 2, Setting(stop=time.monotonic() + stop))
     return {*arms}, how
 
 
@@ -359,6 +361,33 @@ def test_a_network_that_cannot_be_compiled_keeps_its_other_arms(monkeypatch: pyt
     assert arms == {"eager"}
     assert how["compiled"].startswith("not compiled")
     assert how["compiled"].count("no such conv") == 2
+
+
+def test_what_cannot_be_captured_is_left_out_of_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(function: Callable[[], float], calls: int) -> float:
+        return function()
+
+    def fails() -> float:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_setting, "captured", captured)
+    monkeypatch.setattr(gpu_setting, "replayed_in_turns", lambda graphs, *_: {n: [g] * 5 for n, g in graphs.items()})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = Setting().times({"compiled": fails, "eager": lambda: 3.0, "sparse": lambda: 2.0}, "compiled")
+    assert "stream is capturing" in found["no compiled"]
+    assert found["sparse over eager"] == [1.5, 1.5, 1.5]
+    assert "no compiled" in gpu.line({"key": {"part": "models"}, **found})
+    with pytest.raises(RuntimeError, match="nothing could be timed"):
+        Setting().times({"compiled": fails}, "compiled")
+
+
+def test_every_image_of_the_batch_that_is_timed_is_checked() -> None:
+    prepared, x = pruned("tiny", (32, 32), 0.5), torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        exact, outputs = Exact.of(prepared, x), prepared(x)
+        assert exact.why_wrong(outputs) is None
+        outputs[4, 0, 0, 0] += 1
+        assert "against float64" in str(exact.why_wrong(outputs))
 
 
 def small_problem() -> gpu_convs.Problem:

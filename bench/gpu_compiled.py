@@ -1,0 +1,94 @@
+"""Dense networks, eager and by torch.compile, within the time that is left.
+
+A first run on a GPU is short, and max-autotune takes minutes: the baseline is compiled before what stands beside it,
+and by the default mode where nothing better can be had; a record says how.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from bench.gpu_networks import call_of, images, network
+from bench.gpu_setting import DTYPES, Setting
+
+COMPILE_SECONDS = 240  # that max-autotune may take
+DEFAULT_SECONDS = 75  # that torch.compile's default mode may take
+FOLDED_SECONDS = 150  # that must be left to compile a second network
+AGAIN_SECONDS = 3
+
+
+@lru_cache(1)
+def dense_arms(
+    model: str, dtype: str, batch: int, setting: Setting
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """eager, compiled and folded, compiled once for all sparsities, and how each was compiled, or why not.
+
+    The last network's are dropped.
+    """
+    net = network(model).to(setting.device, DTYPES[dtype]).to(memory_format=torch.channels_last)
+    x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.reset()
+    arms, notes = {"eager": call_of(net, x)}, {}
+    nets = {"compiled": net}
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()) and model != "fpn_resnet50":
+        nets["folded"] = fuse(copy.deepcopy(net)).to(memory_format=torch.channels_last)
+    for name, dense in nets.items():
+        if name == "folded" and setting.left() < FOLDED_SECONDS:
+            notes[name] = "left out: too little time was left"
+            continue
+        compiled, notes[name] = compile_within(dense, x, setting)
+        if compiled is not None:
+            arms[name] = compiled
+    return arms, notes
+
+
+def compile_within(net: nn.Module, x: Tensor, setting: Setting) -> tuple[Callable[[], Any] | None, str]:
+    """A call of the compiled network, and how it was compiled.
+
+    By max-autotune, or, where that takes too long or fails, by the default mode; None where that does as well.
+    """
+    if setting.rehearse:
+        return call_of(torch.compile(net, dynamic=False, backend="eager"), x), "rehearsal"
+    reason = ""
+    tuning = min(COMPILE_SECONDS, setting.left() - DEFAULT_SECONDS)
+    for name, mode, seconds in (
+        ("max-autotune", "max-autotune-no-cudagraphs", tuning),
+        ("default mode", None, DEFAULT_SECONDS),
+    ):
+        try:
+            with deadline(seconds):
+                call = call_of(torch.compile(net, dynamic=False, mode=mode), x)
+                call()
+                return call, f"{name}{reason}"
+        except Exception as error:
+            reason = f"{reason}: {name} ended in {type(error).__name__}: {str(error)[-200:]}"
+        torch._dynamo.reset()
+    return None, f"not compiled{reason}"
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after that long, and again if it is caught there; in the main thread alone."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"over {seconds:.0f} s")
+
+    if seconds <= 0:
+        raise TimeoutError("no time was left")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
