@@ -166,20 +166,19 @@ def jobs_ahead(options: argparse.Namespace) -> list[Job]:
 def line(record: dict[str, Any]) -> str:
     """A record in one line."""
     key = " ".join(str(value) for value in record["key"].values())
-    if "wrong" in record or "failed" in record or "skipped" in record:
-        return f"{key}: " + next(
-            f"{word.upper()}: {record[word]}" for word in ("wrong", "failed", "skipped") if word in record
-        )
+    bad = [f"{word.upper()}: {record[word]}" for word in ("wrong", "failed", "skipped") if word in record][:1]
     ratios = [
         f"{name} {value[1]:.2f}x" for name, value in record.items() if " over " in name and isinstance(value, list)
     ]
     ceilings = [
-        f"{name} {value:.2f}x" for name, value in record.items() if name.startswith(("ceiling", "estimated over"))
+        f"{name} {value:.2f}x"
+        for name, value in record.items()
+        if name.startswith(("ceiling", "estimated over")) and not bad
     ]
     times = [f"{name[3:]} {value[1]:.1f} us" for name, value in record.items() if name.startswith("us ") and value]
     missing = [f"{name}: {value}" for name, value in record.items() if name.startswith("no ")]
-    rest = [record[name] for name in ("choice", "reason", "form", "engines", "layers") if record.get(name)]
-    return f"{key}: " + "; ".join(map(str, (*ratios, *ceilings, *times, *missing, *rest)))
+    rest = [record[name] for name in ("choice", "reason", "form", "engines", "layers") if record.get(name) and not bad]
+    return f"{key}: " + "; ".join(map(str, (*bad, *ratios, *ceilings, *times, *missing, *rest)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fxdbsr
+from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes.plan_engines import seen_inputs
 
@@ -106,7 +107,8 @@ def sparse_arms(prepared: nn.Module, x: Tensor, dtype: str) -> dict[str, nn.Modu
 class Exact:
     """The outputs of a prepared model in float64, and by how much others may be off.
 
-    That is four times what the prepared model in the dtype of the input is off, and four ulps.
+    That is four times what the prepared model in the dtype of the input is off, and four ulps (of tf32, where that is
+    on: a CPU does not round to it).
     """
 
     outputs: Tensor
@@ -117,11 +119,17 @@ class Exact:
         """Of all images of `x`, so that the kernels that are timed are those that are checked."""
         exact = flat(copy.deepcopy(prepared).to(x.device).double()(x.double()))
         eager = flat(copy.deepcopy(prepared).to(x.device, x.dtype)(x)).double()
-        return cls(exact, 4 * (eager - exact).abs().max() + 4 * torch.finfo(x.dtype).eps * exact.abs().max())
+        ulp = 2.0**-10 if precision_of(x.dtype) == "tf32" else torch.finfo(x.dtype).eps
+        return cls(exact, 4 * (eager - exact).abs().max() + 4 * ulp * exact.abs().max())
 
-    def why_wrong(self, outputs: Any) -> str | None:
-        """A sentence where `outputs` are off by more than is allowed; else None."""
-        error = (flat(outputs).double() - self.outputs).abs().max()
+    def why_wrong(self, model: Callable[[Tensor], Any], x: Tensor) -> str | None:
+        """A sentence where `model` fails on `x` or is off by more than is allowed; else None."""
+        try:
+            error = (flat(model(x)).double() - self.outputs).abs().max()
+        except Exception as failed:
+            if x.is_cuda:
+                torch.cuda.synchronize()  # raises where the GPU was lost
+            return f"{type(failed).__name__}: {str(failed)[-300:]}"
         return None if error <= self.allowed else f"error {error:.3g} against float64, {self.allowed:.3g} allowed"
 
 

@@ -383,11 +383,32 @@ def test_what_cannot_be_captured_is_left_out_of_the_race(monkeypatch: pytest.Mon
 
 def test_every_image_of_the_batch_that_is_timed_is_checked() -> None:
     prepared, x = pruned("tiny", (32, 32), 0.5), torch.randn(5, 3, 8, 8)
+
+    def off(images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = prepared(images)
+        return outputs + (torch.arange(len(images)) == 4)[:, None, None, None]
+
+    def fails(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of resource")
+
     with torch.no_grad():
-        exact, outputs = Exact.of(prepared, x), prepared(x)
-        assert exact.why_wrong(outputs) is None
-        outputs[4, 0, 0, 0] += 1
-        assert "against float64" in str(exact.why_wrong(outputs))
+        exact = Exact.of(prepared, x)
+        assert exact.why_wrong(prepared, x) is None
+        assert "against float64" in str(exact.why_wrong(off, x))
+        assert exact.why_wrong(fails, x) == "RuntimeError: out of resource"
+
+
+def test_an_arm_that_is_wrong_keeps_the_others_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"sparse": pruned("tiny", (32, 32), 0.5), "dense": pruned("tiny", (32, 32), 0.5)}
+    [*arms["sparse"].parameters()][-1].data += 1  # of this arm alone
+    monkeypatch.setattr(gpu_models, "sparse_arms", lambda *_: arms)
+    found = gpu_models.measure("tiny", "fp32", 2, (32, 32), 0.5, Setting(rehearse=True))
+    assert found["wrong"].startswith("sparse: error ")
+    assert {"us compiled", "us dense"} < set(found)
+    assert "us sparse" not in found
+    timed = gpu.line({"key": {"part": "models"}, **found, "dense over compiled": [1.0, 1.25, 1.5]})
+    assert "WRONG: sparse" in timed
+    assert "dense over compiled 1.25x" in timed
 
 
 def small_problem() -> gpu_convs.Problem:
