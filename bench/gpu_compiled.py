@@ -46,16 +46,19 @@ def dense_arms(
         if name == "folded" and setting.left() < FOLDED_SECONDS:
             notes[name] = "left out: too little time was left"
             continue
-        compiled, notes[name] = compile_within(dense, x, setting)
+        compiled, notes[name] = compile_within(dense, x, setting, alone=name == "compiled")
         if compiled is not None:
             arms[name] = compiled
     return arms, notes
 
 
-def compile_within(net: nn.Module, x: Tensor, setting: Setting) -> tuple[Callable[[], Any] | None, str]:
+def compile_within(net: nn.Module, x: Tensor, setting: Setting, alone: bool) -> tuple[Callable[[], Any] | None, str]:
     """A call of the compiled network, and how it was compiled.
 
     By max-autotune, or, where that takes too long or fails, by the default mode; None where that does as well.
+
+    Args:
+        alone: nothing was compiled before that a reset of the compiler would take along.
     """
     if setting.rehearse:
         return call_of(torch.compile(net, dynamic=False, backend="eager"), x), "rehearsal"
@@ -72,7 +75,8 @@ def compile_within(net: nn.Module, x: Tensor, setting: Setting) -> tuple[Callabl
                 return call, f"{name}{reason}"
         except Exception as error:
             reason = f"{reason}: {name} ended in {type(error).__name__}: {str(error)[-200:]}"
-        torch._dynamo.reset()
+        if alone:
+            torch._dynamo.reset()
     return None, f"not compiled{reason}"
 
 

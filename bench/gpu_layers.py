@@ -46,6 +46,7 @@ def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
         arms["dense Triton"] = problem.dense_triton()
     if part == "compile":
         backend = "eager" if setting.rehearse else "inductor"
+        torch._dynamo.reset()  # after 8 convs through the same function it would run the next ones uncompiled
         mode = None if setting.rehearse else "max-autotune-no-cudagraphs"  # graphs are ours, for both sides
         arms["compiled"] = torch.compile(problem.eager, dynamic=False, backend=backend, mode=mode)
     if part == "bsr":

@@ -12,6 +12,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -59,9 +60,11 @@ def sanitized(check: str, form: str, conv: str, setting: Setting) -> dict[str, A
     tool = _tool("compute-sanitizer")
     if tool is None:
         return {"skipped": "compute-sanitizer is not installed"}
-    done = subprocess.run(
-        [tool, "--tool", check, *command], capture_output=True, text=True, check=False, timeout=patience(setting)
-    )
+    # each tensor in memory of its own: the caching allocator would hide what is read or written beside one
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [tool, "--tool", check, *command]
+    limits: dict[str, Any] = {"timeout": patience(setting), "env": environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **limits)
     text = done.stdout + done.stderr
     summary = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (.*)", text)
     clean = summary and summary[-1].startswith("0 ")

@@ -363,6 +363,43 @@ def test_a_network_that_cannot_be_compiled_keeps_its_other_arms(monkeypatch: pyt
     assert how["compiled"].count("no such conv") == 2
 
 
+def test_a_second_network_that_cannot_be_compiled_leaves_the_first_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def compile(net: Any, dynamic: bool, mode: str | None) -> Any:
+        if made:
+            raise TimeoutError("over 100 s")
+        made.append("compiled")
+        return net
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: made.clear())
+    arms, how = dense_arms(monkeypatch, 400)
+    assert arms == {"eager", "compiled"}
+    assert how["folded"].startswith("not compiled")
+    assert made == ["compiled"]
+
+
+def test_every_conv_is_compiled_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(gpu_convs.Problem, "sparse", lambda problem, **_: problem.eager)
+    for size in (3, 4, 5):
+        layer = replace(CONVS["1x1"].small(), size=(size, size)).layer(1, torch.float32, (32, 32), 0.5)
+        assert "us compiled" in gpu_layers.measure("compile", layer, Setting(rehearse=True, repeats=1))
+
+
+def test_the_sanitizer_sees_every_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+        assert command[0] == "compute-sanitizer"
+        assert env["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+        return SimpleNamespace(stdout="========= ERROR SUMMARY: 0 errors", stderr="", returncode=0)
+
+    monkeypatch.setattr(gpu_tools, "_tool", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert gpu_tools.sanitized("memcheck", "gather", "3x3", Setting()) == {"summary": "0 errors"}
+
+
 def test_what_cannot_be_captured_is_left_out_of_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     def captured(function: Callable[[], float], calls: int) -> float:
         return function()
