@@ -85,12 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     within = options.seconds + 30 if options.within is None else options.within
     records = Records(options.out, measured=not options.offline)
     setting = Setting(options.rehearse, options.repeats, stop=started + within)
-    if not options.offline:
+    todo = [case for case in limited(cases(options, records), options.limit) if not records.has(case)]
+    if todo and not options.offline:
         compile_kernels(options)
     wrong = 0
-    for case in limited(cases(options, records), options.limit):
-        if records.has(case):
-            continue
+    for case in todo:
         if time.monotonic() > started + options.seconds:
             print(f"bench.gpu: {options.seconds:.0f} s are over, run again for the rest", file=sys.stderr)
             break

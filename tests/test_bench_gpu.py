@@ -168,6 +168,14 @@ def test_a_case_that_fails_is_recorded_and_the_rest_goes_on(monkeypatch: pytest.
     assert records(path)[0]["failed"] == "RuntimeError: out of memory"
 
 
+def test_nothing_is_compiled_ahead_where_all_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiled: list[int] = []
+    monkeypatch.setattr(gpu, "compile_kernels", lambda _: compiled.append(1))
+    for _ in range(2):
+        assert run_fake(monkeypatch, tmp_path / "gpu.jsonl", Fake()) == 0
+    assert compiled == [1]
+
+
 def test_a_lost_gpu_exits_3_and_the_case_is_skipped_next_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     assert run_fake(monkeypatch, path, Fake(RuntimeError("launch failed")), lost=True) == 3
@@ -381,12 +389,11 @@ def test_a_second_network_that_cannot_be_compiled_leaves_the_first_as_it_is(monk
 
 
 def test_every_conv_is_compiled_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(gpu_convs.Problem, "sparse", lambda problem, **_: problem.eager)
-    for size in (3, 4, 5):
-        layer = replace(CONVS["1x1"].small(), size=(size, size)).layer(1, torch.float32, (32, 32), 0.5)
-        assert "us compiled" in gpu_layers.measure("compile", layer, Setting(rehearse=True, repeats=1))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for size in (3, 4, 5):
+            layer = replace(CONVS["1x1"].small(), size=(size, size)).layer(1, torch.float32, (32, 32), 0.5)
+            assert "us compiled" in gpu_layers.measure("compile", layer, Setting(rehearse=True, repeats=1))
 
 
 def test_the_sanitizer_sees_every_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
