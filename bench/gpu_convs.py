@@ -186,7 +186,7 @@ class Problem:
         y = run(x, residual)
         one = None if residual is None else residual[:1]
         exact = self.eager(x[:1].double(), None if one is None else one.double())
-        reason = wrong(y[:1], exact, self.eager(x[:1], one))
+        reason = wrong(y[:1], exact, self.eager(x[:1], one), prod(self.layer.grid.weight_shape[1:]))
         if reason is None and not all(torch.equal(run(x, residual), y) for _ in range(repeats)):
             reason = f"{repeats} runs were not equal"
         return reason

@@ -212,6 +212,20 @@ def test_tune_times_no_candidate_with_wrong_numbers(engine: ModuleType, monkeypa
     assert found["gather, 4 rows"] == 1.0
 
 
+def test_one_chain_of_float32_sums_is_right_beside_a_library_that_splits_them() -> None:
+    wrong = importlib.import_module("fxdbsr.kernels.triton_tune").wrong
+    generator = torch.Generator().manual_seed(0)
+    products = torch.randn(2304, 1000, generator=generator) * torch.randn(2304, 1000, generator=generator)
+    exact = products.double().sum(0)
+    chain = torch.zeros(1000)
+    for product in products:
+        chain += product
+    split = products.view(16, -1, 1000).sum(1).double().sum(0).float()
+    assert wrong(chain, exact, split, 2304) is None
+    rounded = products.bfloat16().double().sum(0).float()
+    assert "allowed" in str(wrong(rounded, exact, split, 2304))
+
+
 def test_tune_passes_over_a_candidate_that_cannot_run(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     gather = importlib.import_module("fxdbsr.kernels.triton_gather")
     launch = gather.launch
