@@ -107,8 +107,9 @@ def sparse_arms(prepared: nn.Module, x: Tensor, dtype: str) -> dict[str, nn.Modu
 class Exact:
     """The outputs of a prepared model in float64, and by how much others may be off.
 
-    That is four times what the prepared model in the dtype of the input is off, and four ulps (of tf32, where that is
-    on: a CPU does not round to it).
+    That is four times what the prepared model in the dtype of the input is off, and four ulps; of tf32, where that is
+    on (a CPU does not round to it); in ieee float32 256 ulps, for a library may sum in shorter chains (with tf32 by
+    mistake a network would be off by thousands).
     """
 
     outputs: Tensor
@@ -120,7 +121,8 @@ class Exact:
         exact = flat(copy.deepcopy(prepared).to(x.device).double()(x.double()))
         eager = flat(copy.deepcopy(prepared).to(x.device, x.dtype)(x)).double()
         ulp = 2.0**-10 if precision_of(x.dtype) == "tf32" else torch.finfo(x.dtype).eps
-        return cls(exact, 4 * (eager - exact).abs().max() + 4 * ulp * exact.abs().max())
+        ulps = 256 if precision_of(x.dtype) == "ieee" else 4
+        return cls(exact, 4 * (eager - exact).abs().max() + ulps * ulp * exact.abs().max())
 
     def why_wrong(self, model: Callable[[Tensor], Any], x: Tensor) -> str | None:
         """A sentence where `model` fails on `x` or is off by more than is allowed; else None."""
