@@ -59,7 +59,6 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "convs", lambda model: listed)
     with float32_precision("tf32"):
         yield
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False  # as torch starts
 
 
 @needs_no_gpu

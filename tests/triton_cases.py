@@ -86,10 +86,12 @@ def float32_precision(value: str) -> Iterator[None]:
     """cuDNN's switch for float32 convs at "tf32" or "ieee"; afterwards all such switches are as they were."""
     switches: Any = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)  # type: ignore
     before = [switch.fp32_precision for switch in switches]
-    switches[0].fp32_precision = value
+    torch.backends.cudnn.allow_tf32 = value == "tf32"  # the older switch: set by the newer one, it cannot be read
     try:
         yield
     finally:
+        torch.backends.cudnn.allow_tf32 = before[0] == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = before[2] == "tf32"
         for switch, setting in zip(switches, before, strict=True):
             switch.fp32_precision = setting
 
