@@ -188,7 +188,7 @@ class LeadSchedule(BlockSchedule):
         """Blocks on no live path go first, which lets others stay; until none is left."""
         assert self._live is not None
         scores = self.scores()
-        for _ in range(8):
+        for _ in range(64):
             useless = [~o & ~u for o, u in zip(off, self._live.useful([~o for o in off]), strict=True)]
             if not any(bool(u.any()) for u in useless):
                 break
