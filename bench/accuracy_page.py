@@ -89,13 +89,12 @@ def drawn_anew() -> str:
     among = groups(record | {"draw": None} for record in records("draws"))
     table = []
     defaults = (group for group in among if group.name == OURS)
-    for ours in sorted(defaults, key=lambda group: (group.runs[min(group.runs)]["width"], group.sparsity)):
+    for ours in sorted(defaults, key=lambda group: (group.width, group.sparsity)):
         theirs = next(
             (g for g in among if (g.name, g.place, g.sparsity) == ("gradual", ours.place, ours.sparsity)), None
         )
         if theirs is not None and (gap := difference(ours, theirs)).count:
-            channels = ours.runs[min(ours.runs)]["width"]
-            what = f"{channels}, {2 * channels}, {4 * channels} channels, {ours.sparsity:.0%} of the MACs zero"
+            what = f"{ours.width}, {2 * ours.width}, {4 * ours.width} channels, {ours.sparsity:.0%} of the MACs zero"
             table.append([what, mean_of(ours), mean_of(theirs), shown(gap), verdict(gap)])
     return pipe(table, ["", "ours", "gradual pruning, global", "difference", ""])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from bench.accuracy_figure import LABELS
 from bench.accuracy_records import Record, changes, key, key_of
 from bench.accuracy_setting import Setting
-from bench.accuracy_table import Group, difference, groups
+from bench.accuracy_table import difference, groups
 from bench.accuracy_trials import TRIALS, Trial
 from bench.accuracy_words import OURS, SPARSITIES, mean_of, pipe, records, shown, verdict
 
@@ -62,17 +62,13 @@ def early() -> str:
     table = []
     for data, what in sets.items():
         among = groups(record | {"draw": None if data == "draws" else 0} for record in records(data))
-        for theirs in sorted((g for g in among if g.name == "gradual"), key=lambda g: (_width(g), g.sparsity)):
+        for theirs in sorted((g for g in among if g.name == "gradual"), key=lambda g: (g.width, g.sparsity)):
             others = {g.name: g for g in among if (g.place, g.sparsity) == (theirs.place, theirs.sparsity)}
             gaps = [difference(others[name], theirs) if name in others else None for name in (EARLY, OURS)]
-            width = f", {_width(theirs)} channels" if data == "draws" else ""
-            seeds = next((gap.count for gap in gaps if gap), 0)
+            width = f", {theirs.width} channels" if data == "draws" else ""
+            seeds = " and ".join(dict.fromkeys(str(gap.count) for gap in gaps if gap))
             table.append([f"{what}{width}", f"{theirs.sparsity:.0%}", *(shown(gap) for gap in gaps), seeds])
     return pipe(table, ["less gradual pruning, on", "MACs zero", "from the first step", "from `begin` on", "seeds"])
-
-
-def _width(group: Group) -> int:
-    return int(group.runs[min(group.runs)]["width"])
 
 
 def first_look() -> str:

@@ -43,6 +43,11 @@ class Group:
         """Of all seeds, in their order."""
         return [float(self.runs[seed][key]) for seed in sorted(self.runs)]
 
+    @property
+    def width(self) -> int:
+        """Channels of the nets' first stage, as the settings have it."""
+        return int(self.runs[min(self.runs)]["width"])
+
     def mean(self, key: str = "accuracy") -> float:
         """Over the seeds."""
         return sum(self.values(key)) / len(self.runs)
