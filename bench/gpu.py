@@ -5,8 +5,9 @@
     python -m bench.gpu --offline             no GPU: the planner's choices and estimates, marked `measured: false`
     python -m bench.gpu --offline --rehearse  no GPU: the measuring code itself, on small convs in Triton's interpreter
 
-Parts: correctness, layers, candidates, compile, bsr (bench/gpu_layers.py), models (gpu_models.py), hazards
-(gpu_hazards.py), ceilings (gpu_ceilings.py), training (gpu_training.py), sanitizer, profile (gpu_tools.py).
+Parts: correctness, layers, candidates, tiles, compile, bsr (bench/gpu_layers.py), models (gpu_models.py), timeline
+(gpu_timeline.py), hazards (gpu_hazards.py), ceilings (gpu_ceilings.py), training (gpu_training.py), sanitizer, profile
+(gpu_tools.py).
 
 Every case is one JSON object on a line of the output file; a second run skips the cases that are there. Times are
 medians with quartiles over replays of CUDA graphs, all arms in turns, in one process; ratios are medians of the rounds'
@@ -33,9 +34,9 @@ from bench.gpu_setting import BLOCKS, DTYPES, Case, Records, Setting
 if TYPE_CHECKING:
     from bench.gpu_ahead import Job
 
-OF_LAYERS = ("correctness", "layers", "candidates", "compile", "bsr")
+OF_LAYERS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
 OF_TOOLS = ("sanitizer", "profile")
-PARTS = (*OF_LAYERS, "models", "hazards", "ceilings", "training", *OF_TOOLS)
+PARTS = (*OF_LAYERS, "models", "timeline", "hazards", "ceilings", "training", *OF_TOOLS)
 MODELS = ("resnet50", "vgg11", "resnext50_32x4d", "vgg11_features", "fpn_resnet50")
 DEFAULT_PARTS = ("correctness", "models", "layers")
 
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    torch.backends.cudnn.benchmark = True  # from the start: what cuDNN has chosen for a shape, it keeps
     started = time.monotonic()
     within = options.seconds + 30 if options.within is None else options.within
     records = Records(options.out, measured=not options.offline)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bench import gpu_tiles
 from bench.gpu_convs import Conv, Problem, chosen
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from fxdbsr.kernels.triton_layer import Layer
@@ -64,6 +65,8 @@ def compile_job(job: Job) -> str | None:
     set_precision(dtype)
     layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
     problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
+    if part == "tiles":
+        return "; ".join(gpu_tiles.compile_all(problem, batch, "cuda:90")) or None
     for name, form in kernels_of(part, layer, dtype).items():
         try:
             compile_form(problem, batch, form)

@@ -36,7 +36,6 @@ def dense_arms(
     """
     net = network(model).to(setting.device, DTYPES[dtype]).to(memory_format=torch.channels_last)
     x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
-    torch.backends.cudnn.benchmark = True
     torch._dynamo.reset()
     arms, notes = {"eager": call_of(net, x)}, {}
     nets = {"compiled": net}

@@ -5,6 +5,7 @@ Every distinct conv is taken with the epilogue that conversion fuses into it. Pa
     correctness   every form and the planner's choice against float64
     layers        the planner's choice against cuDNN, its fused convs, and dense Triton
     candidates    every form and tile: is the planner's choice within 5 % of the best?
+    tiles         many more tiles than are shipped (gpu_tiles.py)
     compile       against torch.compile (max-autotune)
     bsr           1x1 convs against torch's own block-sparse product
 """
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import gpu_tiles
 from bench.gpu_convs import Conv, Problem, chosen, convs, estimate
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels import triton as engine
@@ -27,7 +29,7 @@ from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_roofline import choose
 from fxdbsr.kernels.triton_tune import candidates
 
-PARTS = ("correctness", "layers", "candidates", "compile", "bsr")
+PARTS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
 CORRECTNESS_BATCH = 2
 RACY = ("bitmask", "3xTF32")  # forms in which compilers have been known to lose a barrier
 
@@ -36,6 +38,8 @@ def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
     """Errors first, times only where they are right."""
     if part in ("correctness", "candidates"):
         return _measure_forms(part, layer, setting)
+    if part == "tiles":
+        return gpu_tiles.measure(layer, setting)
     problem = Problem.of(layer, setting.device, 2 if setting.rehearse else 0)
     sparse = problem.sparse(**chosen(layer, setting.device))
     reason = problem.why_wrong(sparse, setting.repeats)

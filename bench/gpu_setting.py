@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,25 @@ def set_precision(dtype: str) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
+@contextmanager
+def by_heuristics() -> Iterator[None]:
+    """No measuring of cuDNN's kernels inside, which for references in float64 takes long."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def machine() -> dict[str, Any]:
     """Where and with what the figures are made."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # a machine for measuring may have no git
+    except OSError:
         commit = ""
+    commit = commit or os.environ.get("COMMIT", "")  # a machine for measuring may have no git
     cuda = torch.cuda.is_available()
     try:
         import triton

@@ -35,13 +35,20 @@ def run_length(out_channels: int, block_height: int, groups: int) -> int:
     return power_of_two_divisor(gcd(per_group, min(block_height, per_group)), 16)
 
 
-def pack(grid: BlockGrid, values: Tensor, crow_indices: Tensor, col_indices: Tensor, form: Form) -> list[Tensor]:
-    """`choice`, `entries`, `pointers`, `weights`, `outputs` on the device of `values [nnz, BO, BC, R, S]`."""
+def pack(
+    grid: BlockGrid, values: Tensor, crow_indices: Tensor, col_indices: Tensor, form: Form, depth: int | None = None
+) -> list[Tensor]:
+    """`choice`, `entries`, `pointers`, `weights`, `outputs` on the device of `values [nnz, BO, BC, R, S]`.
+
+    Args:
+        depth: BK, products of a step; None: `triton_plan.choose_depth`.
+    """
     crow, col = crow_indices.tolist(), col_indices.tolist()
     joined = unions(split_rows(grid, column_masks(crow, col)), form.rows)
     joined.sort(key=lambda members: reduction(grid, members), reverse=True)
     most = max(lanes(sum(row.height for row in members)) for members in joined)
-    depth = choose_depth([reduction(grid, members) for members in joined], values.element_size(), most)
+    if depth is None:
+        depth = choose_depth([reduction(grid, members) for members in joined], values.element_size(), most)
     width = entry_width(grid.in_channels, grid.block_size[1], grid.groups, depth)
     blocks = values.detach().cpu().movedim(2, 4)  # [nnz, BO, R, S, BC]
     entries, pointers, tiles = [], [0], []
