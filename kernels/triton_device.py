@@ -80,3 +80,8 @@ def device_of(device: torch.device) -> Device:
         processors=properties.multi_processor_count,
         bandwidth=rate or known.bandwidth,
     )
+
+
+def overlaps(target: str) -> bool:
+    """True where a kernel may start before the one ahead of it has ended (programmatic dependent launch)."""
+    return target.startswith("cuda:") and int(target.removeprefix("cuda:")) >= 90

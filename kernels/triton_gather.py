@@ -11,7 +11,8 @@ one tap. `triton_pack.pack` makes entries, pointers, weights and outputs:
     entries   [steps + 1, BK/EW]     int32: channel | r << 24 | s << 27; r = s = 7: padding, reads as zero
     pointers  [unions + 1]           int32: first step of each union
     weights   [steps, LANES, BK]     dtype of x; zero where a row of the union has no block; or, for 3xTF32,
-                                     [steps, 2, LANES, BK]: rounded to tf32, and what is left
+                                     [steps, 2, LANES, BK]: rounded to tf32, and what is left; for ieee products lanes
+                                     are neighbours in memory, in all others products of a step
     outputs   [unions, LANES]        int32: output channel of each lane, O or more where there is none
     y         [pixels, O]            pixels = N*P*Q; or float32 `[SPLITS, pixels, O]` of partial sums
 
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
+from fxdbsr.kernels.triton_device import device_of, overlaps
 from fxdbsr.kernels.triton_epilogue import finish_lanes, reduce
 from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
 from fxdbsr.kernels.triton_product import multiply, split_tf32
@@ -78,6 +80,8 @@ def gather_kernel(
     SPLIT_TF32: tl.constexpr,
     ONCE: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,
+    LANES_LAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
     SPLITS: tl.constexpr,
     CACHE: tl.constexpr,
     COPY: tl.constexpr,
@@ -85,7 +89,8 @@ def gather_kernel(
     """BM pixels by BN lanes of one union.
 
     COPY: neighbouring channels that one copy of activations may take. ONCE: compute an operand anew rather than
-    use it in two products, for which Triton 3.8 would write it to shared memory.
+    use it in two products, for which Triton 3.8 would write it to shared memory. OVERLAP: the program may start before
+    the kernel that runs ahead of it has ended, whose output it waits for, and lets the next one start in its turn.
     """
     part, tile = place(pixels, unions * (LANES // BN), BM, GROUP)
     union = part // (LANES // BN)
@@ -103,10 +108,13 @@ def gather_kernel(
     n = lane + tl.arange(0, BN)
     pixel_ptrs = x_ptr + base[:, None]
     STEP: tl.constexpr = LANES * BK * (2 if SPLIT_TF32 else 1)
-    weight_ptrs = weights_ptr + first.to(tl.int64) * STEP + (n[:, None] * BK + k[None, :])
+    weights_ptr += first.to(tl.int64) * STEP
+    weight_ptrs = weights_ptr + (k[:, None] * LANES + n[None, :] if LANES_LAST else n[:, None] * BK + k[None, :])
     entry_ptrs = entries_ptr + first * (BK // EW) + k // EW
     acc = tl.full((BN, BM) if WEIGHTS_FIRST else (BM, BN), 0.0, tl.float32)
     entry = tl.load(entry_ptrs)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
     for _ in range(first, last):
         channel, r, s = decode(entry)
         offset = channel + k % EW
@@ -126,10 +134,14 @@ def gather_kernel(
         entry = tl.load(entry_ptrs)
         if SPLIT_TF32:
             x_high, x_low = split_tf32(x)
-            acc = multiply(x_low, w, acc, WEIGHTS_FIRST, PRECISION)
-            acc = multiply(x_high, w_low, acc, WEIGHTS_FIRST, PRECISION)
-            x = x - x_low if ONCE else x_high
-        acc = multiply(x, w, acc, WEIGHTS_FIRST, PRECISION)
+            partial = tl.full((BN, BM) if WEIGHTS_FIRST else (BM, BN), 0.0, tl.float32)
+            partial = multiply(x_low, w, partial, WEIGHTS_FIRST, False, PRECISION)
+            partial = multiply(x_high, w_low, partial, WEIGHTS_FIRST, False, PRECISION)
+            acc += multiply(x - x_low if ONCE else x_high, w, partial, WEIGHTS_FIRST, False, PRECISION)
+        else:
+            acc = multiply(x, w, acc, WEIGHTS_FIRST, LANES_LAST, PRECISION)
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     if WEIGHTS_FIRST:
         acc = tl.trans(acc)
     finish_lanes(
@@ -159,6 +171,8 @@ def launch(
     unions, lanes = outputs.shape
     splits = 1 if partial is None else partial.shape[0]
     bias, residual, output = call.epilogue()
+    device = call.input.device  # interpreted on the CPU
+    overlap = device.type != "cpu" and overlaps(device_of(device).target)
     gather_kernel[(unions * (lanes // tile.outputs) * triton.cdiv(call.pixels, tile.pixels), splits)](
         call.input,
         entries,
@@ -177,6 +191,9 @@ def launch(
         RUN=min(run, tile.outputs),
         FULL=outputs.numel() == output.shape[1],
         SPLITS=splits,
+        LANES_LAST=weights.stride(-1) != 1,
+        OVERLAP=overlap,
+        **({"launch_pdl": True} if overlap else {}),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

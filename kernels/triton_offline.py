@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from fxdbsr.kernels import triton_bitmask, triton_gather
 from fxdbsr.kernels.triton_configs import BITMASK, PRECISIONS, Tile, bitmask_tile, tiles
+from fxdbsr.kernels.triton_device import overlaps
 from fxdbsr.kernels.triton_machine_code import MATRIX, Facts, faults, read_amd, read_nvidia
 
 TARGETS = {
@@ -131,6 +132,8 @@ def compile_gather(
         "RUN": min(16, tile.outputs),
         "FULL": True,
         "SPLITS": splits,
+        "LANES_LAST": precision == "ieee",
+        "OVERLAP": overlaps(target),
         **changes,
     }
     return compile_kernel(triton_gather.gather_kernel, pointers, SCALARS, constants, tile.warps, tile.stages, target)

@@ -63,7 +63,7 @@ def pack(
         Choice("gather", form.precision).as_table(device),
         torch.tensor(entries, dtype=torch.int32, device=device).view(-1, depth // width),
         torch.tensor(pointers, dtype=torch.int32, device=device),
-        _rounded(torch.cat(tiles), form.precision).contiguous().to(device),
+        _rounded(torch.cat(tiles).contiguous(), form.precision).to(device),
         output_lanes(grid, joined, most).to(device),
     ]
 
@@ -128,6 +128,8 @@ def _rounded(weights: Tensor, precision: str) -> Tensor:
     if precision == "3xtf32":
         high = round_to_tf32(weights)
         return torch.stack((high, round_to_tf32(weights - high)), 1)
+    if precision == "ieee":
+        return weights.mT.contiguous().mT
     return weights
 
 

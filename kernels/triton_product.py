@@ -20,9 +20,11 @@ def split_tf32(x):
 
 
 @triton.jit
-def multiply(x, w, acc, WEIGHTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """`acc + x w^T`, or its transpose `acc + w x^T`; x is [BM, BK], w is [BN, BK]."""
-    if WEIGHTS_FIRST:
+def multiply(x, w, acc, WEIGHTS_FIRST: tl.constexpr, LANES_LAST: tl.constexpr, PRECISION: tl.constexpr):
+    """`acc + x w^T`, or its transpose `acc + w x^T`; x is [BM, BK], w is [BN, BK], or [BK, BN] with LANES_LAST."""
+    if LANES_LAST:
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    elif WEIGHTS_FIRST:
         acc = tl.dot(w, tl.trans(x), acc, input_precision=PRECISION)
     else:
         acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
