@@ -120,8 +120,8 @@ def choose(backend: str, case: Case) -> Choice:
         return Choice(backend, "asked for") if reason is None else Choice("dense", reason)
     if case.device.type == "cuda":
         reason = why_not_here("triton", case)
-        wins, why = (False, reason) if reason is not None else _triton_verdict(case)
-        return Choice("triton" if wins else "dense", why)
+        form, why = (None, reason) if reason is not None else _triton_verdict(case)
+        return Choice("dense", why) if form is None else Choice("triton", why, form)
     reasons = {engine: why_not_here(engine, case) for engine in ("cpu", "compact", "dense")}
     cheapest, why = cpu_cost.cheapest([engine for engine, reason in reasons.items() if reason is None], case)
     return Choice(cheapest, "; ".join(part for part in (reasons["cpu"], why) if part))
@@ -144,7 +144,7 @@ def _triton_forms(case: Case) -> dict[str, dict[str, Any]]:
     return triton_tune.candidates(triton_layer.Layer.of(case), case.device)
 
 
-def _triton_verdict(case: Case) -> tuple[bool, str]:
+def _triton_verdict(case: Case) -> tuple[dict[str, Any] | None, str]:
     from fxdbsr.kernels import triton_roofline
 
     return triton_roofline.verdict(case)

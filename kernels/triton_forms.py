@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.triton_configs import BITMASK, Tile, bitmask_tile, default_tiles
+from fxdbsr.kernels.triton_configs import BITMASK, Tile, bitmask_tile, default_tiles, tiles
 from fxdbsr.kernels.triton_cost import bitmask_clocks, fixed_clocks, gather_clocks
 from fxdbsr.kernels.triton_device import Device
+from fxdbsr.kernels.triton_measured import UNMEASURED, cost_of, work_clocks
 from fxdbsr.kernels.triton_plan import choose_depth, lanes
 from fxdbsr.kernels.triton_rows import Row, spans, split_rows, unions, visits
 
@@ -43,6 +45,16 @@ class Form:
     def sums(self) -> int:
         """Tiles of outputs that a program sums."""
         return self.rows if self.kernel == "bitmask" else 1
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `triton.tables`, plain values."""
+        found: dict[str, Any] = {"kernel": self.kernel}
+        if self.kernel == "gather":
+            found["rows_per_union"] = self.rows
+        if self.precision == "3xtf32":
+            found["precision"] = "3xtf32"
+        return found
 
     def __str__(self) -> str:
         name = "bitmask" if self.kernel == "bitmask" else f"gather, {self.rows} rows" if self.rows > 1 else "gather"
@@ -102,6 +114,14 @@ def why_not_bitmask(grid: BlockGrid, precision: str) -> str | None:
     return None
 
 
+def is_trusted(form: Form, device: Device) -> bool:
+    """False for the bitmask kernel on sm_90, where it was seen to end in an illegal access of memory (docs/gpu.md).
+
+    It runs where it is asked for by name.
+    """
+    return form.kernel != "bitmask" or device.target != "cuda:90"
+
+
 @lru_cache(1024)
 def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -> Work:
     """The work of `form` where row i of blocks has the columns in the bit mask `columns[i]`."""
@@ -142,14 +162,23 @@ def tiles_of(form: Form, work: Work, taps: int, device: Device) -> tuple[Tile, .
 
 def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     """Clocks for each pixel, over all outputs, of a device that has all the pixels that it can use."""
+    measured = []
+    for tile in tiles(device.target, form.precision, work.lanes, work.depth, taps) if form.kernel == "gather" else ():
+        cost, each = cost_of(tile, form.precision, device.target), work.lanes // tile.outputs
+        if cost is not None:
+            busy = work_clocks(cost, tile, form.precision, each * work.unions, each * work.steps)
+            measured.append(busy / tile.pixels)
+    if measured:
+        return min(measured)
     tile = tiles_of(form, work, taps, device)[0]
     slices = work.lanes // (tile.outputs * form.sums)
     looping = work.steps * step_clocks(form, work, tile, taps, device)
-    return slices * (looping + work.unions * fixed_clocks(tile, taps, form.sums)) / tile.pixels
+    busy = slices * (looping + work.unions * fixed_clocks(tile, taps, form.sums)) / tile.pixels
+    return busy * (UNMEASURED if device.target == "cuda:90" else 1)
 
 
 def by_work(grid: BlockGrid, columns: tuple[int, ...], precision: str, itemsize: int, device: Device) -> list[Form]:
     """All forms, that of the least work first: the order for a conv whose input size is not known."""
     taps = prod(grid.kernel_size)
-    found = forms(grid, precision)
+    found = [form for form in forms(grid, precision) if is_trusted(form, device)]
     return sorted(found, key=lambda form: busy_clocks(form, work(grid, columns, form, itemsize), taps, device))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor
 
 from fxdbsr.kernels.triton_configs import PRECISIONS, Tile, default_tiles, tiles
+from fxdbsr.kernels.triton_measured import clocks, cost_of, work_clocks
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNELS = ("gather", "bitmask")
@@ -109,9 +110,9 @@ def choose_tile(
 ) -> tuple[Tile, int]:
     """The tile and the number of splits of the reduction for a call.
 
-    The tile of most pixels that still gives every processor a program; two for tiles of 256 pixels, of which
-    only one fits a processor at a time. Where even the smallest leaves half of the processors idle, the
-    reduction is split, into no less than 8 steps each: fewer would not pay for the second kernel.
+    The cheapest of those that were measured on such a device; where none was, the tile of most pixels that still
+    gives every processor a program. Where it leaves half of the processors idle, the reduction is split, into no
+    less than 8 steps each: fewer would not pay for the second kernel.
 
     Args:
         pixels: output pixels, N*P*Q.
@@ -124,18 +125,26 @@ def choose_tile(
         processors: streaming multiprocessors of the device.
         target: "cuda:<capability>" or "hip:<architecture>".
 
-    >>> choose_tile(32 * 56 * 56, 4, 4 * 9, 64, 64, 1, "16", 132, "cuda:90")[0].pixels
-    256
+    >>> choose_tile(32 * 56 * 56, 1, 4, 128, 64, 1, "16", 132, "cuda:90")[0].pixels
+    128
     """
-    candidates = default_tiles(target, precision, lanes, depth, taps)
 
     def programs(tile: Tile) -> int:
         return unions * (lanes // tile.outputs) * ceil(pixels / tile.pixels)
 
-    tile = candidates[-1]
-    for candidate in reversed(candidates):
-        if programs(candidate) >= processors * (2 if candidate.pixels == 256 else 1):
-            tile = candidate
+    def cost(tile: Tile) -> float:
+        found = cost_of(tile, precision, target)
+        if found is None:
+            return inf
+        length = steps / max(unions, 1)
+        work = work_clocks(found, tile, precision, programs(tile), programs(tile) * length)
+        return clocks(found, tile, precision, work, length, processors)
+
+    listed = tiles(target, precision, lanes, depth, taps)
+    tile = min(listed, key=cost)
+    if cost(tile) == inf:
+        candidates = default_tiles(target, precision, lanes, depth, taps)
+        tile = next((tile for tile in candidates if programs(tile) >= processors), candidates[-1])
     splits = 1
     while splits < MOST_SPLITS and 2 * programs(tile) * splits <= processors and steps >= 16 * splits * unions:
         splits *= 2

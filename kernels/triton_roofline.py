@@ -2,7 +2,7 @@
 
     sparse = launch + max(work, bytes / bandwidth, latency)
     dense  = the faster of what cuDNN can be called for:
-        its conv, then a pass over memory for each of bias, residual and activation
+        its conv, then one pass over memory for bias, residual and activation
         `torch.cudnn_convolution_relu` / `torch.cudnn_convolution_add_relu`, where the epilogue is theirs
 
 The third dense candidate, this engine's kernels with all blocks, is beaten by the same kernels with the blocks
@@ -22,15 +22,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fxdbsr.kernels.dense import why_unfused
 from fxdbsr.kernels.triton_cost import fixed_clocks
 from fxdbsr.kernels.triton_device import H200, Device, device_of
-from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
+from fxdbsr.kernels.triton_forms import Form, forms, is_trusted, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_measured import BANDWIDTH, CUDNN, LAUNCH, UNMEASURED, clocks, cost_of, norm, work_clocks
 from fxdbsr.kernels.triton_plan import choose_tile
 from fxdbsr.kernels.triton_schedule import makespan
 
@@ -63,9 +64,9 @@ class Choice:
 
 def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
     """Seconds of every conv of cuDNN that can be called, with its epilogue, by its name."""
-    epilogue = [2 * layer.bias, 3 * layer.residual, 2 * (layer.activation != "none")]  # reads and writes of the output
-    passes = sum(device.launch + n * layer.output_bytes / device.bandwidth for n in epilogue if n)
-    found = {"cuDNN conv and epilogue kernels": _cudnn(layer, False, device) + passes}
+    moves = 2 + layer.residual if layer.bias or layer.residual or layer.activation != "none" else 0
+    epilogue = device.launch + moves * layer.output_bytes / device.bandwidth if moves else 0.0
+    found = {"cuDNN conv and epilogue kernel": _cudnn(layer, False, device) + epilogue}
     unfused = why_unfused(torch.device("cuda"), layer.dtype, 2, layer.grid.groups, layer.activation)
     if unfused is None and device.target.startswith("cuda"):
         name = "cudnn_convolution_add_relu" if layer.residual else "cudnn_convolution_relu"
@@ -75,6 +76,10 @@ def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
 
 def _cudnn(layer: Layer, residual: bool, device: Device) -> float:
     reduction = prod(layer.grid.weight_shape[1:])
+    if device.target == "cuda:90":
+        moved = layer.bytes(1, residual) / device.bandwidth
+        products = layer.flop(1) / device.peak(layer.precision)
+        return CUDNN[layer.precision].seconds(products, moved, reduction, layer.grid.out_channels // layer.grid.groups)
     latency = _latency(ceil(reduction * layer.dtype.itemsize / 128), device)
     products = layer.flop(1) / (device.efficiency * device.peak(layer.precision))
     return device.launch + max(products, layer.bytes(1, residual) / device.bandwidth, latency)
@@ -93,28 +98,36 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
         sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
         tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
     slices = found.lanes // (tile.outputs * form.sums)
+    memory = layer.bytes(layer.density, layer.residual) / device.bandwidth
+    again = 0.0
+    if splits > 1:  # partial sums out and in, and a second kernel
+        again = device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
+    cost = cost_of(tile, form.precision, device.target) if form.kernel == "gather" else None
+    if cost is not None:
+        each = slices * ceil(layer.pixels / tile.pixels)
+        programs = each * found.unions * splits
+        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, layer.residual)
+        ended = clocks(cost, tile, form.precision, total, ceil(found.longest / splits), device.processors)
+        return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, 6) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
     costs = [fixed + ceil(length / splits) * step for length in found.lengths]
-    clocks = makespan(costs, slices * ceil(layer.pixels / tile.pixels) * splits, device.processors)
+    busy = makespan(costs, slices * ceil(layer.pixels / tile.pixels) * splits, device.processors)
     longest = _latency(ceil(found.longest / splits), device)
-    memory = layer.bytes(layer.density, layer.residual) / device.bandwidth
-    seconds = device.launch + max(clocks / device.clock, memory, longest)
-    if splits > 1:  # partial sums out and in, and a second kernel
-        seconds += device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
-    return seconds
+    seconds = device.launch + max(busy / device.clock, memory, longest) + again
+    return seconds * (UNMEASURED if device.target == "cuda:90" else 1)
 
 
-def sparse_forms(layer: Layer) -> list[Form]:
+def sparse_forms(layer: Layer, device: Device = H200) -> list[Form]:
     """Every form that may run the layer."""
     found = forms(layer.grid, layer.precision)
     if layer.allow_3xtf32 and layer.precision == "ieee":
         found += forms(layer.grid, "3xtf32")
-    return found
+    return [form for form in found if is_trusted(form, device)]
 
 
 @lru_cache(4096)
 def _choose(layer: Layer, precision: str, device: Device) -> Choice:
-    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer)}
+    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer, device)}
     form = min(times, key=times.__getitem__)
     full = layer.full()
     own = min(sparse_seconds(full, form, device) for form in times)
@@ -157,11 +170,13 @@ def why_sparse(layer: Layer, device: Device = H200) -> str:
     return f"{PRECISION_NAMES[choice.form.precision]} {_compared(choice)} ({choice.form})"
 
 
-def verdict(case: Case) -> tuple[bool, str]:
-    """(whether the engine should run the conv, why); of cases that `triton.why_not` lets pass."""
+def verdict(case: Case) -> tuple[dict[str, Any] | None, str]:
+    """(arguments of `triton.tables`, or None for dense, and why); of cases that `triton.why_not` lets pass."""
     layer, model = Layer.of(case), device_of(case.device)
     reason = why_dense(layer, model)
-    return (True, why_sparse(layer, model)) if reason is None else (False, reason)
+    if reason is not None:
+        return None, reason
+    return choose(layer, model).form.arguments, why_sparse(layer, model)
 
 
 def _compared(choice: Choice) -> str:

@@ -21,7 +21,7 @@ from fxdbsr.kernels.choice import Case
 from fxdbsr.kernels.reference import activate
 from fxdbsr.kernels.triton_configs import tiles
 from fxdbsr.kernels.triton_device import device_of
-from fxdbsr.kernels.triton_forms import Form, work
+from fxdbsr.kernels.triton_forms import work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_plan import MOST_SPLITS
 from fxdbsr.kernels.triton_roofline import sparse_forms, sparse_seconds
@@ -31,16 +31,6 @@ Candidate = dict[str, Any]
 Timer = Callable[[Mapping[str, Callable[[], Tensor]]], dict[str, float]]
 
 
-def arguments(form: Form) -> Candidate:
-    """Keyword arguments of `triton.tables` for `form`."""
-    found: Candidate = {"kernel": form.kernel}
-    if form.kernel == "gather":
-        found["rows_per_union"] = form.rows
-    if form.precision == "3xtf32":
-        found["precision"] = "3xtf32"
-    return found
-
-
 def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[str, Candidate]:
     """What there is to try on the layer, by name, the cheapest by the planner's model first.
 
@@ -48,8 +38,8 @@ def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[st
         tiles_of: forms, from the cheapest on, of which every tile and split of the reduction is tried.
     """
     model = device_of(device)
-    found = sorted(sparse_forms(layer), key=lambda form: sparse_seconds(layer, form, model))
-    listed = {str(form): arguments(form) for form in found}
+    found = sorted(sparse_forms(layer, model), key=lambda form: sparse_seconds(layer, form, model))
+    listed = {str(form): form.arguments for form in found}
     for form in [form for form in found if form.kernel == "gather"][:tiles_of]:
         taps = prod(layer.grid.kernel_size)
         done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
@@ -62,7 +52,7 @@ def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[st
                 shape = f"{tile.pixels}x{tile.outputs}" + "b" * (tile.copy < 16)
                 shape += "m" * (tile.weights_first and tile.outputs < 64)
                 name = f"{form}, {shape}" + (f", {splits} splits" if splits > 1 else "")
-                listed[name] = {**arguments(form), "tile": index, "splits": splits, "pixels": layer.pixels}
+                listed[name] = {**form.arguments, "tile": index, "splits": splits, "pixels": layer.pixels}
     return listed
 
 
