@@ -4,8 +4,9 @@
 
 cuDNN adds bias and residual and applies a ReLU in the conv's own kernel, if it is asked by
 `torch.cudnn_convolution_relu` or `torch.cudnn_convolution_add_relu`; `F.conv2d` adds the bias in a kernel of its
-own, and residual and activation are two more. Where a compiler sees the call, the plain form is left to it: it
-fuses what follows a conv by itself.
+own, and residual and activation are two more. Where Triton is installed, one kernel does what cuDNN does not fuse
+(`triton_epilogue`), and a network's first conv, of few input channels, has a kernel of its own (`triton_stem`). Where a
+compiler sees the call, the plain form is left to it: it fuses what follows a conv by itself.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.plain import is_plain, runs_triton
 from fxdbsr.kernels.reference import activate
 
+FEW = 4  # input channels
 FUSED_DTYPES = (torch.float16, torch.float32)
 
 Geometry = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
@@ -59,13 +62,73 @@ def conv(
     """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it."""
     geometry = ([*stride], [*padding], [*dilation], groups)
     axes = weight.dim() - 2
-    if why_unfused(input.device, input.dtype, axes, groups, activation) is None:
-        y = _fused(input, weight, bias, residual, geometry) if _may_fuse(input, weight, bias, residual) else None
+    function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    if input.is_cuda and is_plain(input, weight, bias, residual):
+        y = _in_one_kernel(input, weight, bias, residual, geometry, activation, negative_slope)
         if y is not None:
             return y
-    function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        if runs_triton(input.device) and axes == 2 and (bias is not None or residual is not None):
+            return _in_two_kernels(input, weight, bias, residual, geometry, activation, negative_slope)
     y = function(input, weight, bias, *geometry)
     return activate(y if residual is None else y + residual, activation, negative_slope)
+
+
+def _in_one_kernel(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    negative_slope: float,
+) -> Tensor | None:
+    """The conv with its epilogue by cuDNN or, for few input channels, by a kernel of ours; None where there is none."""
+    if weight.shape[1] <= FEW:
+        y = _of_few_channels(input, weight, bias, residual, geometry, activation, negative_slope)
+        if y is not None:
+            return y
+    if why_unfused(input.device, input.dtype, weight.dim() - 2, geometry[3], activation) is not None:
+        return None
+    return _fused(input, weight, bias, residual, geometry) if torch.backends.cudnn.enabled else None
+
+
+def _in_two_kernels(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """torch's conv, then its epilogue in one pass over the output."""
+    from fxdbsr.kernels import triton_epilogue
+
+    y = F.conv2d(input, weight, None, *geometry)
+    if triton_epilogue.why_not_in_place(y, residual) is None:
+        return triton_epilogue.finish_in_place(y, bias, residual, activation, negative_slope)
+    y = y if bias is None else y + bias.view(-1, 1, 1)
+    return activate(y if residual is None else y + residual, activation, negative_slope)
+
+
+def _of_few_channels(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    negative_slope: float,
+) -> Tensor | None:
+    """The conv by the kernel that is made for it; None where that cannot run it."""
+    stride, padding, dilation, groups = geometry
+    if not runs_triton(input.device):
+        return None
+    from fxdbsr.kernels import triton_stem
+
+    if triton_stem.why_not(input, weight, residual, dilation, groups) is not None:
+        return None
+    return triton_stem.conv(input, weight, bias, stride, padding, dilation, activation, negative_slope)
 
 
 _UNABLE: set[tuple[object, ...]] = set()  # convs for which cuDNN has no fused kernel on this machine
@@ -89,16 +152,3 @@ def _fused(
     except RuntimeError:  # "unable to find an engine"; where something else is wrong, the plain conv says so as well
         _UNABLE.add(key)
     return None
-
-
-def _may_fuse(input: Tensor, *others: Tensor | None) -> bool:
-    """True outside of compilers, modes, transforms and gradients, which know of plain convs alone; with images."""
-    held = [input, *(tensor for tensor in others if tensor is not None)]
-    watched = (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
-    return not watched and not tracked and input.shape[0] > 0 and torch.backends.cudnn.enabled

@@ -10,6 +10,7 @@ adds them in the order of the splits, so that the result does not depend on whic
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -103,10 +104,13 @@ def reduce_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the partial sums of `elements = pixels * O` outputs in the order of the splits, and finish them."""
+    """Add the partial sums of `elements = pixels * O` outputs in the order of the splits, and finish them.
+
+    One "partial" sum may be y itself.
+    """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = index < elements
-    acc = tl.load(partial_ptr + index, mask=live, other=0.0)
+    acc = tl.load(partial_ptr + index, mask=live, other=0.0).to(tl.float32)
     for _ in range(1, SPLITS):
         partial_ptr += elements
         acc += tl.load(partial_ptr + index, mask=live, other=0.0)
@@ -118,7 +122,7 @@ def reduce_kernel(
 
 
 def reduce(call: Call, partial: Tensor) -> None:
-    """Fill `call.output` from `partial [SPLITS, pixels * O]` (float32)."""
+    """Fill `call.output` from `partial`: `[SPLITS, pixels * O]` (float32), or the output itself."""
     elements = call.output.numel()
     reduce_kernel[(triton.cdiv(elements, BLOCK),)](
         partial,
@@ -126,9 +130,32 @@ def reduce(call: Call, partial: Tensor) -> None:
         elements,
         float(call.negative_slope),
         O=call.output.shape[1],
-        SPLITS=partial.shape[0],
+        SPLITS=partial.numel() // elements,
         HAS_BIAS=call.bias is not None,
         HAS_RESIDUAL=call.residual is not None,
         ACTIVATION=call.activation,
         BLOCK=BLOCK,
     )
+
+
+def why_not_in_place(y: Tensor, residual: Tensor | None) -> str | None:
+    """A sentence that says why `finish_in_place` cannot finish `y`; None where it can."""
+    if y.dim() != 4 or not y.is_contiguous(memory_format=torch.channels_last) or not 0 < y.numel() < 2**31:
+        return "channels lie last, of fewer than 2**31 numbers"
+    if y.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"float16, bfloat16 and float32, not {str(y.dtype).removeprefix('torch.')}"
+    if residual is not None and (residual.shape != y.shape or residual.dtype != y.dtype):
+        return "a residual has the shape and the dtype of the output"
+    return None
+
+
+def finish_in_place(
+    y: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, negative_slope: float
+) -> Tensor:
+    """`activation(y + bias + residual)`, written over `y [N, O, P, Q]`, channels last."""
+    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    one = (1, 1)
+    with torch.cuda.device_of(y):
+        reduce(Call(y, bias, residual, y, one, one, (0, 0), one, activation, negative_slope), y)
+    return y

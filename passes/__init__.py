@@ -23,6 +23,7 @@ from fxdbsr.passes.loosen_views import loosen_views
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.name_batchnorms import name_batchnorms
 from fxdbsr.passes.pack_convs import pack_convs
+from fxdbsr.passes.pack_pools import pack_pools, unpack_pools
 from fxdbsr.passes.plan_engines import plan_engines
 from fxdbsr.passes.remove_dead_channels import remove_dead_channels
 from fxdbsr.passes.scale_functions import scale_functions
@@ -45,10 +46,11 @@ CONVERT = (
     loosen_views,
     pack_convs,
     fuse_epilogues,
+    pack_pools,
     plan_engines,
     tune_engines,
 )
-TO_DENSE = (fold_scales, name_batchnorms, remove_dead_channels, unpack_convs)
+TO_DENSE = (unpack_pools, fold_scales, name_batchnorms, remove_dead_channels, unpack_convs)
 
 
 def run(passes: Sequence[Callable[[fx.GraphModule, Options], None]], model: fx.GraphModule, options: Options) -> None:

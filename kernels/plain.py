@@ -1,0 +1,33 @@
+"""Whether a call on a GPU may take a kernel that only knows tensors: nobody watches, and Triton can run there."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """True outside of compilers, modes, transforms and gradients, which know torch's functions alone; with images."""
+    held = [tensor for tensor in tensors if tensor is not None]
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
+    return not watched and not tracked and held[0].shape[0] > 0
+
+
+@cache
+def runs_triton(device: torch.device) -> bool:
+    """True where Triton is installed and `device` is an NVIDIA GPU of compute capability 8.0 and more."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        return find_spec("triton") is not None
+    except (ImportError, ValueError):  # sys.modules["triton"] is None or has no spec
+        return False

@@ -1,0 +1,22 @@
+"""Max pooling in eval mode: torch's, or on a GPU, channels last, a kernel of ours (`triton_pool`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxdbsr.kernels.plain import is_plain, runs_triton
+
+
+def max_pool2d(
+    input: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """`F.max_pool2d` of `[N, C, H, W]` or `[C, H, W]`, whose sizes are rounded down."""
+    if input.is_cuda and is_plain(input) and runs_triton(input.device):
+        from fxdbsr.kernels import triton_pool
+
+        if triton_pool.why_not(input, kernel) is None:
+            return triton_pool.max_pool(input, kernel, stride, padding, dilation)
+    return F.max_pool2d(input, [*kernel], [*stride], [*padding], [*dilation])
