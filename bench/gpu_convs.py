@@ -24,7 +24,7 @@ from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_layer import Layer, random_columns
 from fxdbsr.kernels.triton_roofline import choose, library_seconds, why_dense, why_sparse
-from fxdbsr.kernels.triton_tune import arguments, wrong
+from fxdbsr.kernels.triton_tune import wrong
 from fxdbsr.nn.packed import PackedConv
 
 LARGER_THAN_L2 = 160e6
@@ -172,7 +172,7 @@ class Problem:
         grid = self.layer.grid
         keep = torch.ones(grid.shape, dtype=torch.bool, device=self.weight.device)
         full = replace(self, layer=self.layer.full(), packed=grid.pack(self.weight, keep))
-        return full.sparse(**arguments(choose(full.layer, device_of(self.weight.device)).form))
+        return full.sparse(**choose(full.layer, device_of(self.weight.device)).form.arguments)
 
     def why_wrong(self, run: Callable[[Tensor, Tensor | None], Tensor], repeats: int) -> str | None:
         """A sentence where a run fails, is off float64 by more than eager allows, or differs from the next; else None.
@@ -202,7 +202,7 @@ class Problem:
 
 def chosen(layer: Layer, device: torch.device) -> dict[str, Any]:
     """Arguments of `engine.tables` for the form that the planner takes."""
-    return arguments(choose(layer, device_of(device)).form)
+    return choose(layer, device_of(device)).form.arguments
 
 
 def estimate(layer: Layer) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def estimate_network(model: str, dtype: str, batch: int, block: str, sparsity: i
         choices[said["choice"]] += count
         moves = 3 if conv.residual else 2 if conv.activation != "none" else 0
         epilogue = H200.launch + moves * layer.output_bytes / H200.bandwidth if moves else 0.0
-        base += count * (library_seconds(plain)["cuDNN conv and epilogue kernels"] + epilogue)
+        base += count * (library_seconds(plain)["cuDNN conv and epilogue kernel"] + epilogue)
         ideal += count * (floor_seconds(plain, 1, layer.precision) + epilogue)
         times = said["estimated us"]
         taken = times["sparse"] if said["choice"] == "sparse" else min(times[n] for n in times if "cu" in n.lower())

@@ -64,13 +64,14 @@ def live_mask(shape: tuple[int, int], density: float, generator: torch.Generator
 
 
 def pruned(model: str, block: tuple[int, int], sparsity: float) -> nn.Module:
-    """The network prepared, its stem left dense, with `sparsity` of each layer's blocks off."""
-    by_name: dict[str, Any] = {STEMS[model]: None} if model in STEMS else {}
-    prepared = fxdbsr.prepare(network(model), config=fxdbsr.BlockConfig(block, by_name=by_name))
+    """The network prepared, with `sparsity` of each layer's blocks off; none of its stem's."""
+    prepared = fxdbsr.prepare(network(model), config=fxdbsr.BlockConfig(block))
     generator = torch.Generator().manual_seed(0)
+    stem: Any = prepared.get_submodule(STEMS[model]) if model in STEMS else None
     for layer in blocked_layers(prepared):
         rows, columns = layer.mask.shape
-        layer.set_mask(live_mask((rows, columns), 1 - sparsity, generator))
+        if layer is not stem:
+            layer.set_mask(live_mask((rows, columns), 1 - sparsity, generator))
     return prepared.eval()
 
 

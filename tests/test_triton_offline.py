@@ -32,7 +32,7 @@ from fxdbsr.kernels.triton_offline import (  # noqa: E402
 
 SHIPPED = [entry for target in TARGETS for entry in shipped(target, ("3x3",))]
 USUAL = next(entry for entry in SHIPPED if str(entry).startswith("cuda:90-gather-16-3x3-128x64x64"))
-LARGEST = next(entry for entry in SHIPPED if str(entry).startswith("cuda:90-gather-16-3x3-256x128x64"))
+LARGEST = next(entry for entry in SHIPPED if str(entry).startswith("cuda:90-gather-16-3x3-128x128x64"))
 HALF = [half for entry in SHIPPED if entry.target == "cuda:90" and entry.lanes == 64 and (half := half_depth(entry))]
 
 
