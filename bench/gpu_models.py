@@ -4,6 +4,7 @@ Arms, each on the same input, channels last:
 
     eager      the dense network, cuDNN choosing by measurement
     compiled   torch.compile, max-autotune: the baseline to quote; where it cannot be had, ratios are over eager
+    default mode  torch.compile without options, where max-autotune could be had
     folded     the same with batch norms folded into the convs first
     dense      converted with backend="dense": our fused epilogues, no sparsity
     sparse     converted, each layer where the planner puts it
