@@ -51,8 +51,8 @@ def dense_arms(
         if compiled is not None:
             arms[name] = compiled
         if name == "compiled" and notes[name] == "max-autotune" and setting.left() > BOTH_SECONDS:
-            call = call_of(torch.compile(net, dynamic=False), x)
             with suppress(Exception), deadline(DEFAULT_SECONDS):
+                call = call_of(torch.compile(net, dynamic=False, mode=None), x)
                 call()
                 arms["default mode"] = call
     return arms, notes

@@ -347,10 +347,10 @@ def dense_arms(monkeypatch: pytest.MonkeyPatch, stop: float) -> tuple[set[str], 
 def test_with_time_both_networks_are_compiled_by_max_autotune(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Compiler(monkeypatch)
     assert dense_arms(monkeypatch, 400) == (
-        {"eager", "compiled", "folded"},
+        {"eager", "compiled", "default mode", "folded"},
         {"compiled": "max-autotune", "folded": "max-autotune"},
     )
-    assert compiler.asked == [AUTOTUNE, AUTOTUNE]
+    assert compiler.asked == [AUTOTUNE, None, AUTOTUNE]
 
 
 def test_where_time_is_short_the_baseline_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
