@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.tables_cpu import cpu, cpu_layers, headline
+from bench.tables_gpu import gpu, gpu_headline
 from bench.tables_text import RESULTS, cost, lines, pipe, source
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +95,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": cpu,
     "cpu_layers": cpu_layers,
     "headline": headline,
+    "gpu": gpu,
+    "gpu_headline": gpu_headline,
     "arithmetic": arithmetic,
     "training": training,
     "report": report,
