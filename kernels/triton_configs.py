@@ -144,10 +144,15 @@ def _tensor_float(serves: str, lanes: int, depth: int) -> list[Tile]:
     wgmma with an operand in registers comes last: wrong results were reported of it with ptxas 12, Triton 3.8
     stores the operand first, and at half the depth a barrier is missing.
     """
-    found = [Tile(64, min(lanes, 32), depth, 4, 3, True)]
-    if triton_version() != (3, 8):  # which computes an operand anew, and needs all registers for that
-        found.insert(0, Tile(128, min(lanes, 32), depth, 4, 3, True))
-    if serves == "cuda:90" and lanes >= 64 and depth == 32 and (3, 7) <= triton_version() != (3, 8):
+    if depth < 32:  # tiles of half the depth spill
+        return []
+    tall, low = (Tile(pixels, min(lanes, 32), depth, 4, 3, True) for pixels in (128, 64))
+    found = [tall, low]
+    if triton_version() == (3, 8):  # which computes an operand anew, and needs all registers for that
+        found = [low]
+    elif triton_version() >= (3, 9) and serves == "cuda:90":  # where the other one spills
+        found = [tall if lanes >= 32 else low]
+    if serves == "cuda:90" and lanes >= 64 and (3, 7) <= triton_version() != (3, 8):
         found += [Tile(128, 64, depth, 8, 3, False), Tile(64, 64, depth, 4, 3, False)]
     return found
 

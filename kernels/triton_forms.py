@@ -136,7 +136,7 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
         return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width)
     reductions = [reduction(grid, members) for members in joined]
     widest = max(lanes(sum(row.height for row in members)) for members in joined)
-    depth = choose_depth(reductions, itemsize, widest)
+    depth = choose_depth(reductions, itemsize, widest, form.precision)
     lengths = tuple(sorted((-(-n // depth) for n in reductions), reverse=True))
     return Work(lengths, 1.0, widest, depth)
 

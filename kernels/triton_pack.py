@@ -48,7 +48,9 @@ def pack(
     joined.sort(key=lambda members: reduction(grid, members), reverse=True)
     most = max(lanes(sum(row.height for row in members)) for members in joined)
     if depth is None:
-        depth = choose_depth([reduction(grid, members) for members in joined], values.element_size(), most)
+        depth = choose_depth(
+            [reduction(grid, members) for members in joined], values.element_size(), most, form.precision
+        )
     width = entry_width(grid.in_channels, grid.block_size[1], grid.groups, depth)
     blocks = values.detach().cpu().movedim(2, 4)  # [nnz, BO, R, S, BC]
     entries, pointers, tiles = [], [0], []

@@ -80,13 +80,14 @@ def lanes(outputs: int) -> int:
     return max(16, 1 << (outputs - 1).bit_length())
 
 
-def choose_depth(reduction: Sequence[int], itemsize: int, lanes: int) -> int:
+def choose_depth(reduction: Sequence[int], itemsize: int, lanes: int, precision: str = "16") -> int:
     """BK: products a step, given those of each union; half the usual 128 bytes where that saves padding.
 
-    Tables of 16 lanes keep the full depth: half of it would leave 8 bytes of weights for each thread to copy.
+    Tables of 16 lanes keep the full depth: half of it would leave 8 bytes of weights for each thread to copy. 3xTF32
+    keeps it as well: it has no tiles of half the depth.
     """
     full = 128 // itemsize
-    if lanes < 32:
+    if lanes < 32 or precision == "3xtf32":
         return full
     half = full // 2
 
