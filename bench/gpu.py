@@ -60,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=(32,))
     parser.add_argument("--block", nargs="+", choices=BLOCKS, default=("32x32", "128x32"))
     parser.add_argument("--sparsity", nargs="+", type=int, default=(50, 70, 90), help="percent")
+    parser.add_argument("--masks", choices=("covered", "exact"), default="exact", help="of whole networks")
     parser.add_argument("--repeats", type=int, default=20, help="runs that must agree bit for bit")
     parser.add_argument("--seconds", type=float, default=450, help="start no case after this time")
     parser.add_argument("--within", type=float, help="seconds after which all should be over (default: 30 more)")

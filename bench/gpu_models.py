@@ -10,8 +10,9 @@ Arms, each on the same input, channels last:
     sparse     converted, each layer where the planner puts it
     3xTF32     for fp32: the same with float32 products from three in tf32
 
-Blocks are switched off at random, at least one left in every row and column, so that no channel is dead and nothing is
-gained by cutting channels; `macs` says what share of the dense MACs is left. The stem and the classifier stay dense.
+Blocks are switched off at random, the same share in every conv, spread evenly, or with `--masks covered` at least one
+left in every row and column, so that no channel is dead and nothing is gained by cutting channels; `macs` says what
+share of the dense MACs is left. The stem and the classifier stay dense.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ CLASSIFIERS = ("resnet50", "vgg11", "resnext50_32x4d")
 
 
 def measure(
-    model: str, dtype: str, batch: int, block: tuple[int, int], sparsity: float, setting: Setting
+    model: str, dtype: str, batch: int, block: tuple[int, int], sparsity: float, masks: str, setting: Setting
 ) -> dict[str, Any]:
     """Errors first, then all arms that are right, in turns."""
     set_precision(dtype)
     with torch.no_grad():
         x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
-        prepared = pruned(model, block, sparsity)
+        prepared = pruned(model, block, sparsity, masks)
         arms = sparse_arms(prepared, x, dtype)
         exact = Exact.of(prepared, x)
         reasons = {name: exact.why_wrong(arm, x) for name, arm in arms.items()}
@@ -102,7 +103,7 @@ def cases(options: Any) -> Iterator[Case]:
     for model, dtype, batch in product(options.model, options.dtype, options.batch):
         for block, sparsity in product(options.block, options.sparsity):
             key = {"part": "models", "model": model, "dtype": dtype, "batch": batch, "block": block}
-            yield _case({**key, "sparsity": sparsity}, options.rehearse)
+            yield _case({**key, "sparsity": sparsity, "masks": options.masks}, options.rehearse)
 
 
 def _case(key: dict[str, Any], rehearse: bool) -> Case:
@@ -111,5 +112,5 @@ def _case(key: dict[str, Any], rehearse: bool) -> Case:
     return Case(
         key,
         lambda: estimate_network(model, dtype, batch, block, sparsity),
-        lambda setting: measure(run, dtype, size, BLOCKS[block], sparsity / 100, setting),
+        lambda setting: measure(run, dtype, size, BLOCKS[block], sparsity / 100, key["masks"], setting),
     )

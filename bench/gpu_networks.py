@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxdbsr
 from bench.gpu_setting import by_heuristics
+from fxdbsr.commands.spread import spread_mask
 from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes.plan_engines import seen_inputs
@@ -48,30 +49,19 @@ def images(model: str, batch: int, rehearse: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def live_mask(shape: tuple[int, int], density: float, generator: torch.Generator) -> Tensor:
-    """Random blocks, at least one in every row and column."""
-    rows, columns = shape
-    rank = torch.rand(rows, columns, generator=generator)
-    keep = torch.zeros(rows, columns, dtype=torch.bool)
-    for i in range(max(rows, columns)):
-        keep[i % rows, (i + i // max(min(rows, columns), 1)) % columns] = True
-    keep = keep[torch.randperm(rows, generator=generator)][:, torch.randperm(columns, generator=generator)]
-    wanted = max(round(density * rows * columns), int(keep.sum()))
-    rank[keep] = -1.0
-    return torch.zeros(rows * columns, dtype=torch.bool).index_fill_(0, rank.flatten().argsort()[:wanted], True).view(
-        rows, columns
-    )  # fmt: skip
+def pruned(model: str, block: tuple[int, int], sparsity: float, masks: str = "covered") -> nn.Module:
+    """The network prepared, with `sparsity` of each layer's blocks off; none of its stem's.
 
-
-def pruned(model: str, block: tuple[int, int], sparsity: float) -> nn.Module:
-    """The network prepared, with `sparsity` of each layer's blocks off; none of its stem's."""
+    Args:
+        masks: "covered" keeps a block in each row and column, "exact" the share that is asked for.
+    """
     prepared = fxdbsr.prepare(network(model), config=fxdbsr.BlockConfig(block))
     generator = torch.Generator().manual_seed(0)
     stem: Any = prepared.get_submodule(STEMS[model]) if model in STEMS else None
     for layer in blocked_layers(prepared):
         rows, columns = layer.mask.shape
         if layer is not stem:
-            layer.set_mask(live_mask((rows, columns), 1 - sparsity, generator))
+            layer.set_mask(spread_mask((rows, columns), sparsity, generator, masks == "covered"))
     return prepared.eval()
 
 

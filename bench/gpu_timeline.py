@@ -38,13 +38,13 @@ def kernels(call: Callable[[], Any]) -> list[tuple[str, float]]:
 
 
 def measure(
-    model: str, dtype: str, batch: int, block: tuple[int, int], sparsity: float, setting: Setting
+    model: str, dtype: str, batch: int, block: tuple[int, int], sparsity: float, masks: str, setting: Setting
 ) -> dict[str, Any]:
     """The kernels of every arm, and the sums of their times."""
     set_precision(dtype)
     with torch.no_grad():
         x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
-        arms = sparse_arms(pruned(model, block, sparsity), x, dtype)
+        arms = sparse_arms(pruned(model, block, sparsity, masks), x, dtype)
         dense, _ = dense_arms(model, dtype, batch, setting)
         calls = {name: call for name, call in dense.items() if name != "folded"}
         calls |= {name: call_of(arm, x) for name, arm in arms.items()}
@@ -61,10 +61,12 @@ def cases(options: Any) -> Iterator[Case]:
         options.model, options.dtype, options.batch, options.block, ends
     ):
         key = {"part": "timeline", "model": model, "dtype": dtype, "batch": batch, "block": block}
-        yield _case({**key, "sparsity": sparsity}, options.rehearse)
+        yield _case({**key, "sparsity": sparsity, "masks": options.masks}, options.rehearse)
 
 
 def _case(key: dict[str, Any], rehearse: bool) -> Case:
     model, dtype, batch, block, sparsity = (key[name] for name in ("model", "dtype", "batch", "block", "sparsity"))
     run, size = ("tiny", 2) if rehearse else (model, batch)
-    return Case(key, dict, lambda setting: measure(run, dtype, size, BLOCKS[block], sparsity / 100, setting))
+    return Case(
+        key, dict, lambda setting: measure(run, dtype, size, BLOCKS[block], sparsity / 100, key["masks"], setting)
+    )

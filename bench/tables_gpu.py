@@ -16,7 +16,6 @@ ARMS = {
     "eager": "eager",
 }
 OURS = ("sparse", "3xTF32")
-MODES = {"max-autotune": "max-autotune", "default mode": "default mode"}
 
 
 def gpu() -> str:
@@ -37,14 +36,15 @@ def _table(arms: tuple[str, ...]) -> str:
         key = record["key"]
         base = record["compiled by"]["compiled"].split(":")[0]
         for arm in (arm for arm in arms if f"{arm} over compiled" in record):
-            block = key["block"] if arm in OURS else "-"
-            line = (key["model"], key["dtype"], str(key["batch"]), block, ARMS[arm], MODES[base])
+            blocks = (key["block"], key["masks"]) if arm in OURS else ("-", "-")
+            line = (key["model"], key["dtype"], str(key["batch"]), *blocks, ARMS[arm], base)
             left = f" ({100 * record['macs']:.0f} %)" if arm in OURS else ""
             ratio = f"{cut(record[f'{arm} over compiled'][1])}x{left}"
             found.setdefault(line, {}).setdefault(key["sparsity"], ratio)
     zeros = sorted({record["key"]["sparsity"] for record in records})
-    heads = ["model", "dtype", "batch", "block", "arm", "over torch.compile", *(f"{zero} % zero" for zero in zeros)]
-    table = pipe([[*line, *(cells.get(zero, "") for zero in zeros)] for line, cells in found.items()], heads, 6)
+    heads = ["model", "dtype", "batch", "block", "masks", "arm", "over torch.compile"]
+    rows = [[*line, *(cells.get(zero, "") for zero in zeros)] for line, cells in found.items()]
+    table = pipe(rows, [*heads, *(f"{zero} % zero" for zero in zeros)], 7)
     return f"{table}\n\n{_source(records[0])}"
 
 

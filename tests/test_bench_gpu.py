@@ -40,10 +40,11 @@ from bench import (
 from bench.gpu_compiled import deadline
 from bench.gpu_convs import Conv
 from bench.gpu_hazards import CONVS
-from bench.gpu_networks import Exact, live_mask, pruned, sparse_arms
+from bench.gpu_networks import Exact, pruned, sparse_arms
 from bench.gpu_setting import Case, Records, Setting, set_precision
 from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.kernels.triton_tune import candidates
+from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision, needs_interpreter
 
@@ -188,14 +189,6 @@ def test_estimates_do_not_count_as_measured(tmp_path: Path) -> None:
     Records(tmp_path / "r.jsonl", measured=False).add(case, {})
     assert Records(tmp_path / "r.jsonl", measured=False).has(case)
     assert not Records(tmp_path / "r.jsonl", measured=True).has(case)
-
-
-@pytest.mark.parametrize(("shape", "density"), [((4, 9), 0.5), ((16, 8), 0.1), ((1, 3), 0.1), ((5, 5), 1.0)])
-def test_masks_leave_no_row_and_no_column_empty(shape: tuple[int, int], density: float) -> None:
-    mask = live_mask(shape, density, torch.Generator().manual_seed(0))
-    assert mask.any(0).all()
-    assert mask.any(1).all()
-    assert mask.sum() == max(round(density * mask.numel()), *shape)
 
 
 def test_networks_are_planned_for_the_size_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +438,7 @@ def test_an_arm_that_is_wrong_keeps_the_others_in_the_race(monkeypatch: pytest.M
     arms = {"sparse": pruned("tiny", (32, 32), 0.5), "dense": pruned("tiny", (32, 32), 0.5)}
     [*arms["sparse"].parameters()][-1].data += 1  # of this arm alone
     monkeypatch.setattr(gpu_models, "sparse_arms", lambda *_: arms)
-    found = gpu_models.measure("tiny", "fp32", 2, (32, 32), 0.5, Setting(rehearse=True))
+    found = gpu_models.measure("tiny", "fp32", 2, (32, 32), 0.5, "covered", Setting(rehearse=True))
     assert found["wrong"].startswith("sparse: error ")
     assert {"us compiled", "us dense"} < set(found)
     assert "us sparse" not in found
@@ -543,3 +536,11 @@ def test_inspect_prints_facts_of_every_tile(capsys: pytest.CaptureFixture[str]) 
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {record["precision"] for record in found} == {"ieee"}
     assert all(record["spills"] == 0 and record["faults"] == [] for record in found)
+
+
+def test_exact_masks_keep_the_share_that_is_asked_for_and_covered_ones_every_row_and_column() -> None:
+    exact, covered = (pruned("resnet50", (128, 32), 0.9, masks) for masks in ("exact", "covered"))
+    assert all(bool(next(iter(blocked_layers(model))).mask.all()) for model in (exact, covered))
+    large = [layer.mask.float().mean() for layer in blocked_layers(exact) if layer.mask.numel() >= 64]
+    assert all(abs(float(density) - 0.1) < 0.01 for density in large)
+    assert all(bool(layer.mask.any(0).all() and layer.mask.any(1).all()) for layer in blocked_layers(covered))
