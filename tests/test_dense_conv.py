@@ -21,6 +21,16 @@ def tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 8, 5, 5), torch.randn(6, 8, 3, 3), torch.randn(6), torch.randn(2, 6, 5, 5)
 
 
+class SaysCuda(Tensor):
+    """A tensor of the CPU that is asked what a GPU's is asked."""
+
+    is_cuda = True
+
+
+def on_a_gpu(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(SaysCuda)
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 @pytest.mark.parametrize("shape", [None, (2, 6, 5, 5), (6, 1, 1)], ids=str)
 def test_the_cpu_runs_conv_add_and_activation(activation: str, shape: tuple[int, ...] | None) -> None:
@@ -65,7 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, residual: Tensor | None, **changes: A
         monkeypatch.setattr(torch, name, fused(name))
     x, w, b, _ = tensors()
     with changes.get("mode", torch.inference_mode()):
-        dense.conv(changes.get("x", x), changes.get("w", w), b, residual, *GEOMETRY, "relu", 0.0)
+        dense.conv(on_a_gpu(changes.get("x", x)), changes.get("w", w), b, residual, *GEOMETRY, "relu", 0.0)
     return made
 
 
@@ -116,7 +126,7 @@ def test_where_cudnn_has_no_fused_kernel_the_plain_conv_runs(
     x, w, b, r = tensors()
     residual = r if with_residual else None
     for _ in range(2):
-        y = dense.conv(x, w, b, residual, *GEOMETRY, "relu", 0.0)
+        y = dense.conv(on_a_gpu(x), w, b, residual, *GEOMETRY, "relu", 0.0)
         torch.testing.assert_close(y, F.relu(F.conv2d(x, w, b, padding=1) + (r if with_residual else 0)))
     assert len(asked) == 1  # nobody asks again what is known
 
@@ -130,14 +140,15 @@ def test_running_out_of_memory_is_not_taken_for_a_missing_kernel(monkeypatch: py
     monkeypatch.setattr(torch, "cudnn_convolution_relu", full)
     x, w, b, _ = tensors()
     with pytest.raises(torch.OutOfMemoryError):
-        dense.conv(x, w, b, None, *GEOMETRY, "relu", 0.0)
+        dense.conv(on_a_gpu(x), w, b, None, *GEOMETRY, "relu", 0.0)
     assert not dense._UNABLE
 
 
 def test_gradients_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "why_unfused", lambda *_: None)
     x, w, b, residual = tensors()
-    dense.conv(x.requires_grad_(), w, b, residual, *GEOMETRY, "relu", 0.0).sum().backward()
+    x.requires_grad_()
+    dense.conv(on_a_gpu(x), w, b, residual, *GEOMETRY, "relu", 0.0).sum().backward()
     assert x.grad is not None
 
 
