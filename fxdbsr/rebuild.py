@@ -13,6 +13,7 @@ from fxdbsr.converted import ConvertedModule, grid_from
 from fxdbsr.kernels.choice import as_backend
 from fxdbsr.kernels.geometry import ACTIVATIONS
 from fxdbsr.nn.packed import PackedConv
+from fxdbsr.nn.pool import pack
 from fxdbsr.nn.scaled import SCALED
 from fxdbsr.record import graph_from
 from fxdbsr.traced import GraphModule, TracedModule
@@ -79,6 +80,7 @@ def layer_from(
         for key in part._non_persistent_buffers_set:
             if (buffer := part._buffers[key]) is not None:
                 part._buffers[key] = _as(buffer, dtype)
+    pack(module)
     return module
 
 

@@ -63,7 +63,7 @@ def conv(
     geometry = ([*stride], [*padding], [*dilation], groups)
     axes = weight.dim() - 2
     function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    if input.is_cuda and is_plain(input, weight, bias, residual):
+    if is_plain(input, weight, bias, residual) and input.is_cuda:
         y = _in_one_kernel(input, weight, bias, residual, geometry, activation, negative_slope)
         if y is not None:
             return y

@@ -6,17 +6,21 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.autograd import forward_ad
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """True outside of compilers, modes, transforms and gradients, which know torch's functions alone; with images."""
+    """True outside of tracers, compilers, modes, transforms and gradients, which know torch's own; with images."""
     held = [tensor for tensor in tensors if tensor is not None]
+    if any(issubclass(type(tensor), fx.Proxy) for tensor in held):  # isinstance may say what the model wants to hear
+        return False
     watched = (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
     return not watched and not tracked and held[0].shape[0] > 0

@@ -14,7 +14,7 @@ def max_pool2d(
     input: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """`F.max_pool2d` of `[N, C, H, W]` or `[C, H, W]`, whose sizes are rounded down."""
-    if input.is_cuda and is_plain(input) and runs_triton(input.device):
+    if is_plain(input) and input.is_cuda and runs_triton(input.device):
         from fxdbsr.kernels import triton_pool
 
         if triton_pool.why_not(input, kernel) is None:

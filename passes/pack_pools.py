@@ -8,15 +8,14 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxdbsr.graph import called_module
-from fxdbsr.nn.pool import MaxPool2d
+from fxdbsr.nn.pool import MaxPool2d, pack
 from fxdbsr.passes.lowering import Lowering
 
 
 def pack_pools(model: fx.GraphModule, lowering: Lowering) -> None:
     """Make the max pools that the graph calls `fxdbsr.nn.pool.MaxPool2d`, attributes and hooks as they are."""
     for module in _called(model):
-        if type(module) is nn.MaxPool2d and not module.return_indices and not module.ceil_mode:
-            module.__class__ = MaxPool2d
+        pack(module)
 
 
 def unpack_pools(model: fx.GraphModule, lowering: Lowering) -> None:

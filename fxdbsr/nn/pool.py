@@ -15,5 +15,11 @@ class MaxPool2d(nn.MaxPool2d):
         return max_pool2d(input, *map(_pair, (self.kernel_size, self.stride, self.padding, self.dilation)))
 
 
+def pack(module: nn.Module) -> None:
+    """Make `module` ours where it is a pool of torch's that gives no indices and rounds sizes down."""
+    if type(module) is nn.MaxPool2d and not module.return_indices and not module.ceil_mode:
+        module.__class__ = MaxPool2d
+
+
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else value
