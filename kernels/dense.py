@@ -126,7 +126,7 @@ def _of_few_channels(
         return None
     from fxdbsr.kernels import triton_stem
 
-    if triton_stem.why_not(input, weight, residual, dilation, groups) is not None:
+    if triton_stem.why_not(input, weight, residual, stride, padding, dilation, groups) is not None:
         return None
     return triton_stem.conv(input, weight, bias, stride, padding, dilation, activation, negative_slope)
 

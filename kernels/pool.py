@@ -17,6 +17,6 @@ def max_pool2d(
     if is_plain(input) and input.is_cuda and runs_triton(input.device):
         from fxdbsr.kernels import triton_pool
 
-        if triton_pool.why_not(input, kernel) is None:
+        if triton_pool.why_not(input, kernel, stride, padding, dilation) is None:
             return triton_pool.max_pool(input, kernel, stride, padding, dilation)
     return F.max_pool2d(input, [*kernel], [*stride], [*padding], [*dilation])

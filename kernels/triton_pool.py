@@ -9,6 +9,7 @@ NaN is passed on, as torch does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import triton
@@ -60,7 +61,9 @@ def pool_kernel(
     tl.store(y_ptr + m[:, None] * C + c[None, :], best, mask=live)
 
 
-def why_not(input: Tensor, kernel: Sequence[int]) -> str | None:
+def why_not(
+    input: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> str | None:
     """A sentence that says why this kernel does not pool `input`; None where it does."""
     if input.dim() != 4 or input.numel() == 0:
         return "it pools batches of images"
@@ -68,8 +71,11 @@ def why_not(input: Tensor, kernel: Sequence[int]) -> str | None:
         return f"it pools float16, bfloat16 and float32, not {str(input.dtype).removeprefix('torch.')}"
     if input.shape[1] % 8 or not input.is_contiguous(memory_format=torch.channels_last):
         return "it reads channels that lie last, a multiple of 8 of them"
-    if max(kernel) > 7 or input.numel() >= 2**31:
-        return "it takes up to 7 taps an axis, and 2**31 numbers"
+    size = output_size(input.shape[2:], kernel, stride, padding, dilation)
+    if min(size) < 1 or any(2 * p > d * (k - 1) + 1 for p, d, k in zip(padding, dilation, kernel, strict=True)):
+        return "torch says what is wrong with it"
+    if max(kernel) > 7 or max(input.numel(), prod(input.shape[:2]) * prod(size)) >= 2**31:
+        return "it takes up to 7 taps an axis, and fewer than 2**31 numbers"
     return None
 
 

@@ -11,7 +11,7 @@ masked on both sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 
 import torch
 import triton
@@ -60,7 +60,7 @@ def stem_kernel(
 ):
     """BM pixels by BN outputs; weight is [O, R, S, C] in memory, a step of BK products one row of the kernel.
 
-    VEC neighbours are read at a time, from an address that SHIFT numbers more make a multiple of VEC.
+    VEC neighbours are read at a time, from SHIFT numbers before the first, where addresses are multiples of VEC.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     o = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -93,9 +93,17 @@ def stem_kernel(
     finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
 
-def why_not(input: Tensor, weight: Tensor, residual: Tensor | None, dilation: Sequence[int], groups: int) -> str | None:
+def why_not(
+    input: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> str | None:
     """A sentence that says why this kernel does not run the conv; None where it does."""
-    channels = weight.shape[1]
+    outputs, channels = weight.shape[:2]
     if input.dim() != 4 or weight.dim() != 4:
         return "it runs 2-d convs of batches"
     if input.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != input.dtype:
@@ -104,6 +112,11 @@ def why_not(input: Tensor, weight: Tensor, residual: Tensor | None, dilation: Se
         return "it runs up to 4 channels, one group, up to 7 taps an axis, and no dilation along rows"
     if residual is not None:
         return "it adds no residual"
+    size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    if input.shape[1] != channels or min(size) < 1:
+        return "torch says what is wrong with it"
+    if max(input.numel(), input.shape[0] * outputs * prod(size)) >= 2**31:
+        return "it reads and writes fewer than 2**31 numbers"
     return None
 
 
@@ -122,10 +135,11 @@ def conv(
     output = empty_output(input, outputs, output_size(input.shape[2:], kernel, stride, padding, dilation))
     input = input.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
     call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope)
     lanes = min(64, max(16, triton.next_power_of_2(outputs)))
     width = power_of_two_divisor(gcd(stride[1] * channels, input.shape[3] * channels), 8)
-    shift = padding[1] * channels % width
+    shift = -padding[1] * channels % width
     with torch.cuda.device_of(input):
         stem_kernel[(triton.cdiv(call.pixels, PIXELS), triton.cdiv(outputs, lanes))](
             input,

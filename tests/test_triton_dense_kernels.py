@@ -1,0 +1,346 @@
+"""Kernels beside the block-sparse ones: a network's first conv, max pools, and an epilogue written in place."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxdbsr.kernels import reference
+from fxdbsr.kernels.geometry import ACTIVATIONS
+from tests.triton_cases import DEVICE, GPU, imported, needs_interpreter
+
+pytestmark = needs_interpreter
+ONE = (1, 1)
+LAST = torch.channels_last
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> Iterator[ModuleType]:
+    with imported() as module:
+        yield module
+
+
+def kernels(name: str) -> Any:
+    """The module of that name, interpreted where there is no GPU."""
+    return importlib.import_module(f"fxdbsr.kernels.{name}")
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Numbers that `dtype` holds exactly."""
+    return torch.randn(shape, dtype=torch.float64).to(dtype).double()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A first conv; every default is the plainest choice."""
+
+    channels: int = 3
+    outputs: int = 16
+    kernel: tuple[int, int] = (3, 3)
+    size: tuple[int, int] = (9, 11)
+    stride: tuple[int, int] = ONE
+    padding: tuple[int, int] = ONE
+    dilation: tuple[int, int] = ONE
+    bias: bool = True
+    activation: str = "relu"
+    batch: int = 2
+
+
+STEMS = {
+    "ResNet's": Stem(outputs=64, kernel=(7, 7), size=(22, 18), stride=(2, 2), padding=(3, 3)),
+    "VGG's": Stem(outputs=64),
+    "EfficientNet's, SiLU": Stem(outputs=32, size=(13, 14), stride=(2, 2), activation="silu"),
+    "one channel, odd sizes": Stem(channels=1, size=(7, 5), kernel=(5, 3), padding=(0, 2)),
+    "two channels, stride along one axis": Stem(channels=2, size=(8, 8), stride=(1, 2)),
+    "four channels": Stem(channels=4, size=(10, 12), kernel=(5, 5), padding=(2, 2), stride=(2, 2)),
+    "four channels, patches": Stem(channels=4, size=(16, 16), kernel=(4, 4), padding=(0, 0), stride=(4, 4)),
+    "1x1 without padding": Stem(kernel=ONE, padding=(0, 0), bias=False, activation="none"),
+    "more outputs than a program": Stem(outputs=72, size=(5, 6)),
+    "outputs that fill no tile": Stem(outputs=5, size=(5, 6), bias=False),
+    "more padding than the kernel needs": Stem(size=(4, 5), padding=(3, 4)),
+    "dilation along columns": Stem(size=(9, 8), dilation=(2, 1), padding=(2, 1)),
+    "more pixels than a program": Stem(size=(23, 7), batch=3),
+}
+
+
+def stem(case: Stem, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The conv by the kernel, in `dtype`."""
+    x, weight = x.to(DEVICE, dtype), weight.to(DEVICE, dtype)
+    module = kernels("triton_stem")
+    assert module.why_not(x, weight, None, case.stride, case.padding, case.dilation, 1) is None
+    b = None if bias is None else bias.to(DEVICE, dtype)
+    y: Tensor = module.conv(x, weight, b, case.stride, case.padding, case.dilation, case.activation, 0.01)
+    return y
+
+
+def stem_data(case: Stem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = random(case.batch, case.channels, *case.size, dtype=dtype)
+    weight = random(case.outputs, case.channels, *case.kernel, dtype=dtype)
+    return x, weight, random(case.outputs, dtype=dtype) if case.bias else None
+
+
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["channels last", "contiguous"])
+@pytest.mark.parametrize("case", STEMS.values(), ids=STEMS)
+def test_a_first_conv_is_as_right_as_float16_can_be(case: Stem, layout: torch.memory_format) -> None:
+    x, weight, bias = stem_data(case, torch.float16)
+    exact = reference.activate(F.conv2d(x, weight, bias, case.stride, case.padding, case.dilation), case.activation)
+    y = stem(case, x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout), bias, torch.float16)
+    assert y.shape == exact.shape
+    assert y.is_contiguous(memory_format=LAST)
+    # summed in float32, rounded once
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.float16).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_first_conv_ends_with_every_activation(activation: str) -> None:
+    case = Stem(size=(4, 5), outputs=8, activation=activation)
+    x, weight, bias = stem_data(case, torch.float16)
+    exact = reference.activate(F.conv2d(x, weight, bias, padding=1), activation)
+    y = stem(case, x, weight, bias, torch.float16)
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.float16).eps * exact.abs().max()
+
+
+@pytest.mark.skipif(not GPU, reason="Triton's interpreter multiplies the bit patterns of bfloat16")
+def test_a_first_conv_runs_bfloat16() -> None:
+    case = STEMS["ResNet's"]
+    x, weight, bias = stem_data(case, torch.bfloat16)
+    exact = F.relu(F.conv2d(x, weight, bias, case.stride, case.padding))
+    y = stem(case, x, weight, bias, torch.bfloat16)
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.bfloat16).eps * exact.abs().max()
+
+
+CORNERS = {"first": (0, 0, 0, 0), "end of a row": (0, -1, 3, -1), "last": (-1, -1, -1, -1), "middle": (1, 0, 4, 2)}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("where", CORNERS.values(), ids=CORNERS)
+@pytest.mark.parametrize("name", ["ResNet's", "two channels, stride along one axis", "one channel, odd sizes"])
+def test_a_pixel_that_is_not_finite_reaches_those_that_read_it_alone(
+    name: str, where: tuple[int, ...], value: float
+) -> None:
+    case = replace(STEMS[name], activation="none")
+    x, weight, bias = stem_data(case, torch.float16)
+    weight = weight.where(weight != 0, torch.ones_like(weight))
+    x[where] = value
+    exact = F.conv2d(x, weight, bias, case.stride, case.padding)
+    y = stem(case, x, weight, bias, torch.float16).cpu().double()
+    assert not exact.isfinite().all()
+    torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of numpy, infinity by zero
+def test_a_weight_that_is_not_finite_makes_its_own_outputs_so() -> None:
+    case = Stem(size=(5, 6), activation="none")
+    x, weight, bias = stem_data(case, torch.float16)
+    weight[3, 1, 2, 2] = torch.inf
+    y = stem(case, x, weight, bias, torch.float16).cpu().double()
+    others = [o for o in range(case.outputs) if o != 3]
+    exact = F.conv2d(x, weight, bias, padding=1)
+    assert not exact[:, 3].isfinite().all()
+    torch.testing.assert_close(y[:, others], exact[:, others], rtol=1e-3, atol=1e-2)
+
+
+HALF = {"x": (2, 3, 8, 8), "weight": (16, 3, 3, 3)}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no batch": ({"x": (3, 8, 8)}, "it runs 2-d convs of batches"),
+    "3-d": ({"weight": (16, 3, 3, 3, 3)}, "it runs 2-d convs of batches"),
+    "float32": ({"dtype": torch.float32}, "it runs float16 and bfloat16, not float32"),
+    "float64": ({"dtype": torch.float64}, "it runs float16 and bfloat16, not float64"),
+    "two dtypes": ({"weight_dtype": torch.bfloat16}, "it runs float16 and bfloat16"),
+    "many channels": ({"x": (2, 5, 8, 8), "weight": (16, 5, 3, 3)}, "it runs up to 4 channels"),
+    "groups": ({"weight": (15, 1, 3, 3), "groups": 3}, "it runs up to 4 channels, one group"),
+    "tall kernel": ({"weight": (16, 3, 8, 1)}, "up to 7 taps an axis"),
+    "wide kernel": ({"weight": (16, 3, 1, 8)}, "up to 7 taps an axis"),
+    "dilation": ({"dilation": (1, 2)}, "no dilation along rows"),
+    "residual": ({"residual": True}, "it adds no residual"),
+    "other channels": ({"x": (2, 4, 8, 8)}, "torch says what is wrong with it"),
+    "small image": ({"x": (2, 3, 8, 2), "padding": (0, 0)}, "torch says what is wrong with it"),
+    "large input": ({"x": (2**15, 4, 2**7, 2**7), "weight": (1, 4, 1, 1), "device": "meta"}, "fewer than 2**31"),
+    "large output": ({"x": (2**12, 3, 2**7, 2**7), "weight": (64, 3, 3, 3), "device": "meta"}, "fewer than 2**31"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_the_first_conv_is_not_made_for_is_a_sentence(change: dict[str, Any], reason: str) -> None:
+    dtype = change.get("dtype", torch.float16)
+    x = torch.zeros(change.get("x", HALF["x"]), dtype=dtype, device=change.get("device"))
+    weight = torch.zeros(change.get("weight", HALF["weight"]), dtype=change.get("weight_dtype", dtype))
+    residual = torch.zeros(2, 16, 8, 8, dtype=dtype) if change.get("residual") else None
+    geometry = (ONE, change.get("padding", ONE), change.get("dilation", ONE), change.get("groups", 1))
+    found = kernels("triton_stem").why_not(x, weight, residual, *geometry)
+    assert reason in str(found)
+
+
+class Launches:
+    """Stands for a kernel and notes what it is launched with."""
+
+    def __init__(self) -> None:
+        self.constants: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *_, **constants: self.constants.append(constants)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_wide_reads_start_at_multiples_of_their_width(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    module, launches = kernels("triton_stem"), Launches()
+    monkeypatch.setattr(module, "stem_kernel", launches)
+    weight = torch.zeros(8, channels, 7, 7, dtype=torch.half)
+    for width in (15, 16, 20, 24):
+        x = torch.zeros(1, channels, 8, width, dtype=torch.half)
+        for stride in (1, 2, 3, 4):
+            for padding in range(4):
+                module.conv(x, weight, None, (1, stride), (3, padding), ONE, "relu", 0.0)
+    assert max(constants["VEC"] for constants in launches.constants) >= 4
+    for found in launches.constants:
+        start = -found["PW"] * channels - found["SHIFT"]  # of the first pixel of a row
+        assert all(n % found["VEC"] == 0 for n in (start, found["SW"] * channels, found["W"] * channels))
+        assert found["BK"] >= 7 * channels + found["SHIFT"]
+
+
+def test_a_bias_that_is_a_view_is_read_as_it_is() -> None:
+    case = Stem(size=(4, 5), activation="none")
+    x, weight, _ = stem_data(case, torch.float16)
+    bias = random(16, 2, dtype=torch.float16)[:, 1]
+    y = stem(case, x, weight, bias, torch.float16).cpu().double()
+    torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1), rtol=1e-3, atol=1e-2)
+
+
+def test_a_dilation_that_a_kernel_without_rows_cannot_use_is_allowed() -> None:
+    x, weight = torch.zeros(HALF["x"], dtype=torch.half), torch.zeros(HALF["weight"], dtype=torch.half)
+    assert kernels("triton_stem").why_not(x, weight, None, ONE, ONE, (2, 1), 1) is None
+
+
+POOLS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "ResNet's": ((2, 64, 13, 12), {"kernel_size": (3, 3), "stride": (2, 2), "padding": ONE}),
+    "VGG's": ((2, 16, 8, 10), {"kernel_size": (2, 2), "stride": (2, 2)}),
+    "odd sizes": ((3, 8, 7, 9), {"kernel_size": (2, 3), "stride": (3, 1), "padding": (1, 0)}),
+    "dilation": ((1, 24, 9, 8), {"kernel_size": (3, 2), "stride": ONE, "padding": (1, 1), "dilation": (2, 3)}),
+    "channels of two programs": ((1, 136, 5, 4), {"kernel_size": (3, 3), "stride": ONE, "padding": ONE}),
+    "one channel block, many pixels": ((2, 8, 15, 17), {"kernel_size": (3, 3), "stride": (2, 2), "padding": ONE}),
+    "one pixel out": ((2, 8, 7, 7), {"kernel_size": (7, 7), "stride": ONE}),
+}
+
+
+def pool(x: Tensor, kernel_size: Any, stride: Any, padding: Any = (0, 0), dilation: Any = ONE) -> Tensor:
+    module = kernels("triton_pool")
+    x = x.to(DEVICE).contiguous(memory_format=LAST)
+    assert module.why_not(x, kernel_size, stride, padding, dilation) is None
+    y: Tensor = module.max_pool(x, kernel_size, stride, padding, dilation)
+    return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", POOLS)
+def test_a_max_pool_is_torchs(name: str, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not GPU:
+        pytest.skip("Triton's interpreter fills no tensor of bfloat16")
+    shape, options = POOLS[name]
+    x = torch.randn(shape, dtype=dtype)
+    y = pool(x, **options)
+    assert y.is_contiguous(memory_format=LAST)
+    assert torch.equal(y.cpu(), F.max_pool2d(x, **options))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("name", ["ResNet's", "odd sizes", "dilation"])
+def test_a_max_pool_of_what_is_not_finite_is_torchs(name: str, value: float) -> None:
+    shape, options = POOLS[name]
+    x = torch.randn(shape)
+    for n, c, h, w in ((0, 0, 0, 0), (0, 5, -1, -1), (-1, 7, 3, 0), (-1, 2, 4, -1)):
+        x[n, c, h, w] = value
+    torch.testing.assert_close(pool(x, **options).cpu(), F.max_pool2d(x, **options), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_max_pool_of_nothing_but_minus_infinity_is_minus_infinity() -> None:
+    y = pool(torch.full((1, 8, 4, 4), -torch.inf), (3, 3), (2, 2), ONE)
+    assert (y == -torch.inf).all()
+
+
+IMAGES = torch.zeros(1, 8, 9, 9).to(memory_format=LAST)
+UNPOOLED: dict[str, tuple[Tensor, tuple[int, int], tuple[int, int], str]] = {
+    "no batch": (torch.zeros(8, 4, 4), (2, 2), (0, 0), "it pools batches of images"),
+    "empty": (torch.zeros(0, 8, 4, 4), (2, 2), (0, 0), "it pools batches of images"),
+    "float64": (IMAGES.double(), (2, 2), (0, 0), "float16, bfloat16 and float32, not float64"),
+    "int8": (IMAGES.to(torch.int8), (2, 2), (0, 0), "float16, bfloat16 and float32, not int8"),
+    "contiguous": (torch.zeros(1, 8, 9, 9), (2, 2), (0, 0), "channels that lie last"),
+    "9 channels": (torch.zeros(1, 9, 4, 4).to(memory_format=LAST), (2, 2), (0, 0), "a multiple of 8 of them"),
+    "tall": (IMAGES, (8, 1), (0, 0), "up to 7 taps an axis"),
+    "wide": (IMAGES, (1, 8), (0, 0), "up to 7 taps an axis"),
+    "larger than the image": (IMAGES, (10, 1), (0, 0), "torch says what is wrong with it"),
+    "padding alone": (IMAGES, (3, 3), (2, 0), "torch says what is wrong with it"),
+    "large": (
+        torch.empty(2**15, 8, 2**7, 2**6, device="meta").to(memory_format=LAST), (2, 2), (0, 0), "fewer than 2**31"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("x", "kernel", "padding", "reason"), UNPOOLED.values(), ids=UNPOOLED)
+def test_what_the_pool_is_not_made_for_is_a_sentence(
+    x: Tensor, kernel: tuple[int, int], padding: tuple[int, int], reason: str
+) -> None:
+    assert reason in str(kernels("triton_pool").why_not(x, kernel, (2, 2), padding, ONE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("held", ["bias", "residual", "both", "neither"])
+def test_an_epilogue_in_place_is_bias_residual_and_activation(held: str, activation: str, dtype: torch.dtype) -> None:
+    shape = (2, 13, 9, 7)  # more numbers than a program, and not a multiple
+    y, residual = (random(*shape, dtype=dtype).to(memory_format=LAST) for _ in range(2))
+    bias = random(13, dtype=dtype)
+    b, r = bias if held in ("bias", "both") else None, residual if held in ("residual", "both") else None
+    exact = y if b is None else y + b.view(-1, 1, 1)
+    exact = reference.activate(exact if r is None else exact + r, activation, 0.2)
+    tensors = (None if t is None else t.to(DEVICE, dtype) for t in (b, r))
+    here = y.to(DEVICE, dtype)
+    done = kernels("triton_epilogue").finish_in_place(here, *tensors, activation, 0.2)
+    assert done.data_ptr() == here.data_ptr()
+    error = (done.cpu() - exact).abs().max()
+    assert error <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_an_epilogue_takes_a_residual_and_a_bias_that_lie_otherwise() -> None:
+    y, residual = torch.randn(2, 8, 5, 3).to(memory_format=LAST), torch.randn(2, 8, 5, 3)
+    bias = torch.randn(8, 2)[:, 0]
+    expected = F.relu(y + bias.view(-1, 1, 1) + residual)
+    tensors = (t.to(DEVICE) for t in (y.clone(memory_format=torch.preserve_format), bias, residual))
+    torch.testing.assert_close(kernels("triton_epilogue").finish_in_place(*tensors, "relu", 0.0).cpu(), expected)
+
+
+def test_an_epilogue_lets_nan_and_infinity_through_where_they_are() -> None:
+    y = torch.zeros(1, 8, 4, 4).to(memory_format=LAST)
+    y[0, 1, 2, 3], y[0, 2, 0, 0], y[0, 3, 1, 1] = torch.nan, torch.inf, -torch.inf
+    expected = F.relu(y + 1)
+    found = kernels("triton_epilogue").finish_in_place(y.to(DEVICE), torch.ones(8, device=DEVICE), None, "relu", 0.0)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("y", "residual", "reason"),
+    [
+        (torch.zeros(8, 4, 4), None, "channels lie last"),
+        (torch.zeros(2, 8, 4, 4), None, "channels lie last"),
+        (torch.zeros(0, 8, 4, 4).to(memory_format=LAST), None, "fewer than 2**31 numbers"),
+        (torch.empty(2**15, 8, 2**7, 2**6, device="meta").to(memory_format=LAST), None, "fewer than 2**31 numbers"),
+        (torch.zeros(2, 8, 4, 4, dtype=torch.float64).to(memory_format=LAST), None, "not float64"),
+        (torch.zeros(2, 8, 4, 4).to(memory_format=LAST), torch.zeros(8, 1, 1), "the shape and the dtype of the output"),
+        (torch.zeros(2, 8, 4, 4).to(memory_format=LAST), torch.zeros(2, 8, 4, 4).half(), "and the dtype of the output"),
+    ],
+    ids=["no batch", "contiguous", "empty", "too large", "float64", "residual broadcasts", "residual in float16"],
+)
+def test_what_cannot_be_finished_in_place_is_a_sentence(y: Tensor, residual: Tensor | None, reason: str) -> None:
+    assert reason in str(kernels("triton_epilogue").why_not_in_place(y, residual))
