@@ -91,6 +91,40 @@ def test_half_the_depth_is_sound(entry: Shipped) -> None:
     assert entry.faults(entry.compile()) == []
 
 
+def ptx(entry: Shipped) -> str:
+    """What Triton hands to the assembler for `entry`."""
+    compile = triton.compile
+    made: list[str] = []
+
+    def keep(*args: Any, **options: Any) -> Any:
+        compiled = compile(*args, **options)
+        made.append(compiled.asm["ptx"])
+        return compiled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, "compile", keep)
+        entry.compile()
+    return made[0]
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_kernels_start_before_the_last_one_ends_on_sm_90_alone(target: str) -> None:
+    text = ptx(next(entry for entry in SHIPPED if (entry.target, entry.kernel) == (target, "gather")))
+    wait, start = (text.find(f"griddepcontrol.{name};") for name in ("wait", "launch_dependents"))
+    if target == "cuda:80":
+        assert wait == start == -1
+    else:
+        assert -1 < wait < text.find("mma") < start
+        assert text.find("cp.async") > wait  # activations may be what the kernel ahead writes
+
+
+def test_3xtf32_adds_each_step_outside_of_the_matrix_unit(facts: dict[Shipped, Future[Facts]]) -> None:
+    for target in ("cuda:80", "cuda:90"):
+        of = {e.tile.outputs: facts[e].result() for e in SHIPPED if (e.target, e.precision) == (target, "3xtf32")}
+        narrow, wide = (of[outputs].mix()["FADD"] for outputs in (16, 32))
+        assert wide - narrow == 64 * (32 - 16) // 128  # one for each sum of a thread; the others split activations
+
+
 def test_stages_buy_buffers() -> None:
     tile = Tile(128, 64, 64, 4, 4, True)
     assert compile_gather(tile, "16", "fp16", "1x1", "cuda:90").shared >= 4 * (128 + 64) * 64 * 2

@@ -13,7 +13,7 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.ops import macs_run
 from fxdbsr.kernels.triton_configs import PRECISIONS, bitmask_tile, default_tiles, tiles
 from fxdbsr.kernels.triton_cost import bitmask_clocks, gather_clocks
-from fxdbsr.kernels.triton_device import A100, H100, H200, MI300X, Device, device_of
+from fxdbsr.kernels.triton_device import A100, H100, H200, MI300X, Device, device_of, overlaps
 from fxdbsr.kernels.triton_forms import Form, by_work, forms, why_not_bitmask, work
 from fxdbsr.kernels.triton_layer import Layer, random_columns
 from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
@@ -371,6 +371,11 @@ def test_every_channel_and_tap_of_a_stored_block_is_visited_once() -> None:
     assert len(real) == len(expected)
     assert sorted(outputs[outputs < 40].tolist()) == list(range(40))
     assert weights.sum() == 40 * 72 * 6
+
+
+def test_kernels_overlap_on_nvidia_from_9_0_on() -> None:
+    targets = ("cuda:80", "cuda:89", "cuda:90", "cuda:120", "hip:gfx942")
+    assert [target for target in targets if overlaps(target)] == ["cuda:90", "cuda:120"]
 
 
 def test_the_cpu_is_planned_for_as_an_h200() -> None:
