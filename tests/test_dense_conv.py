@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxdbsr.kernels import dense
+from tests.gpu_stand_in import on_a_gpu
 
 CUDA = torch.device("cuda")
 GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
@@ -19,16 +20,6 @@ GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
 def tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(2, 8, 5, 5), torch.randn(6, 8, 3, 3), torch.randn(6), torch.randn(2, 6, 5, 5)
-
-
-class SaysCuda(Tensor):
-    """A tensor of the CPU that is asked what a GPU's is asked."""
-
-    is_cuda = True
-
-
-def on_a_gpu(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(SaysCuda)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])

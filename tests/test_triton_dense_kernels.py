@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxdbsr.kernels import reference
+from fxdbsr.kernels import dense, reference
+from fxdbsr.kernels import pool as pooling
 from fxdbsr.kernels.geometry import ACTIVATIONS
+from tests.gpu_stand_in import on_a_gpu
 from tests.triton_cases import DEVICE, GPU, imported, needs_interpreter
 
 pytestmark = needs_interpreter
@@ -344,3 +346,89 @@ def test_an_epilogue_lets_nan_and_infinity_through_where_they_are() -> None:
 )
 def test_what_cannot_be_finished_in_place_is_a_sentence(y: Tensor, residual: Tensor | None, reason: str) -> None:
     assert reason in str(kernels("triton_epilogue").why_not_in_place(y, residual))
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the functions below that `dense.conv` and `max_pool2d` come to call, as on a GPU with Triton."""
+    called: list[str] = []
+
+    def note(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def noting(*arguments: Any) -> Any:
+            called.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, noting)
+
+    for module in (dense, pooling):
+        monkeypatch.setattr(module, "runs_triton", lambda _: True)
+    note(kernels("triton_stem"), "conv")
+    note(kernels("triton_pool"), "max_pool")
+    note(kernels("triton_epilogue"), "finish_in_place")
+    return called
+
+
+def here(tensor: Tensor) -> Tensor:
+    return tensor.to(DEVICE) if GPU else on_a_gpu(tensor)
+
+
+def dense_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+    b, r = (None if t is None else t.to(DEVICE) for t in (bias, residual))
+    return dense.conv(here(x), weight.to(DEVICE), b, r, ONE, ONE, ONE, 1, activation, 0.01)
+
+
+@torch.inference_mode()
+def test_a_conv_of_few_channels_takes_its_kernel(noted: list[str]) -> None:
+    x, weight, bias = (t.half() for t in (torch.randn(2, 3, 6, 5), torch.randn(8, 3, 3, 3), torch.randn(8)))
+    y = dense_conv(x, weight, bias, None, "silu")
+    assert noted == ["conv"]
+    expected = F.silu(F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("held", ["bias", "residual", "both"])
+@torch.inference_mode()
+def test_what_cudnn_does_not_fuse_ends_in_one_kernel(noted: list[str], held: str) -> None:
+    x, weight = torch.randn(2, 16, 6, 5).to(memory_format=LAST), torch.randn(8, 16, 3, 3).to(memory_format=LAST)
+    bias = torch.randn(8) if held != "residual" else None
+    residual = torch.randn(2, 8, 6, 5) if held != "bias" else None
+    y = dense_conv(x, weight, bias, residual, "silu")
+    assert noted == ["finish_in_place"]
+    expected = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    expected = F.silu(expected if residual is None else expected + residual)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-2 if GPU else 1e-5, atol=1e-2 if GPU else 1e-4)
+
+
+@torch.inference_mode()
+def test_an_epilogue_that_fits_no_kernel_is_torchs(noted: list[str]) -> None:
+    x, weight = torch.randn(2, 16, 6, 5).to(memory_format=LAST), torch.randn(8, 16, 3, 3).to(memory_format=LAST)
+    bias, broadcast = torch.randn(8), torch.randn(8, 1, 1)
+    y = dense_conv(x, weight, bias, broadcast, "silu")
+    assert noted == []
+    expected = F.silu(F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + broadcast)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-2 if GPU else 1e-5, atol=1e-2 if GPU else 1e-4)
+
+
+def test_what_learns_takes_torchs_conv_and_pool(noted: list[str]) -> None:
+    x, weight = torch.randn(2, 3, 6, 5).half(), torch.randn(8, 3, 3, 3).half().to(DEVICE).requires_grad_()
+    y = dense_conv(x, weight, None, None, "relu")
+    pooling.max_pool2d(here(y), (2, 2), (2, 2), (0, 0), ONE).sum().backward()
+    assert noted == []
+    assert weight.grad is not None
+
+
+@torch.inference_mode()
+def test_a_pool_of_channels_that_lie_last_takes_its_kernel_and_others_do_not(noted: list[str]) -> None:
+    x = torch.randn(2, 8, 6, 5)
+    found = [pooling.max_pool2d(here(t), (2, 2), (2, 2), (0, 0), ONE) for t in (x, x.to(memory_format=LAST))]
+    assert noted == ["max_pool"]
+    assert all(torch.equal(y.cpu(), F.max_pool2d(x, 2)) for y in found)
+
+
+@torch.inference_mode()
+def test_a_pool_larger_than_the_image_is_torchs_error(noted: list[str]) -> None:
+    x = here(torch.randn(2, 8, 3, 3).to(memory_format=LAST))
+    with pytest.raises(RuntimeError, match="too small"):
+        pooling.max_pool2d(x, (4, 4), (4, 4), (0, 0), ONE)
