@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxdbsr
 from fxdbsr.blocks import BlockGrid
-from fxdbsr.kernels.choice import Case, choose
+from fxdbsr.kernels.choice import Case, Choice, choose
 from fxdbsr.nn.fastest import tolerance
 from fxdbsr.nn.packed import PackedConv
 from tests.triton_cases import float32_precision
@@ -27,14 +27,19 @@ def tf32() -> Iterator[None]:
         yield
 
 
-def chosen(channels: int, outputs: int, kernel: int, **seen: Any) -> tuple[str, str]:
-    """Engine and reason for a conv with blocks of 128x32 on a GPU, every fifth block kept."""
-    grid = BlockGrid.of((outputs, channels, kernel, kernel), (128, 32))
+def choice_for(channels: int, outputs: int, kernel: int, block: tuple[int, int], **seen: Any) -> Choice:
+    """What is chosen for a conv on a GPU, every fifth block kept."""
+    grid = BlockGrid.of((outputs, channels, kernel, kernel), block)
     keep = torch.arange(grid.shape[0] * grid.shape[1]).view(grid.shape) % 5 == 0
     _, crow, col = grid.pack(torch.ones(grid.weight_shape), keep)
     half = (kernel // 2, kernel // 2)
     case = Case(grid, crow, col, (1, 1), half, (1, 1), torch.float16, CUDA, **({"activation": "relu"} | seen))
-    choice = choose("auto", case)
+    return choose("auto", case)
+
+
+def chosen(channels: int, outputs: int, kernel: int, **seen: Any) -> tuple[str, str]:
+    """Engine and reason for a conv with blocks of 128x32 on a GPU, every fifth block kept."""
+    choice = choice_for(channels, outputs, kernel, (128, 32), **seen)
     return choice.engine, choice.reason
 
 
@@ -44,6 +49,18 @@ def test_wide_3x3_convs_go_sparse() -> None:
     found = re.match(r"16-bit dense is estimated at ([\d.]+) us \(cudnn_convolution_relu", reason)
     assert found
     assert float(found[1]) == pytest.approx(154, abs=2)  # 118.4 GFLOP at 83 % of 990 TFLOP/s, 3.2 us and 6.8 us
+
+
+@pytest.mark.parametrize(("channels", "block"), [(256, (32, 32)), (512, (64, 16)), (512, (128, 32))], ids=str)
+def test_the_form_that_the_planner_weighed_is_the_one_that_is_packed(channels: int, block: tuple[int, int]) -> None:
+    choice = choice_for(channels, channels, 3, block, size=(32, 28, 28))
+    rows = choice.form["rows_per_union"]
+    assert (choice.engine, choice.form) == ("triton", {"kernel": "gather", "rows_per_union": rows})
+    assert choice.reason.endswith("(gather)" if rows == 1 else f"(gather, {rows} rows)")
+
+
+def test_a_conv_that_stays_dense_has_no_form() -> None:
+    assert choice_for(64, 256, 1, (128, 32), size=(32, 56, 56)).form == {}
 
 
 def test_memory_bound_convs_stay_dense() -> None:

@@ -124,6 +124,18 @@ def make(engine: ModuleType, **form: Any) -> list[Tensor]:
     return tables
 
 
+def test_tables_whose_strides_were_lost_compute_the_same(engine: ModuleType) -> None:
+    grid, x = BlockGrid.of((32, 32, 1, 1), (32, 32)), torch.randn(1, 32, 5, 4)
+    weight = torch.randn(32, 32, 1, 1)
+    with float32_precision("ieee"):
+        blocks = [table.to(DEVICE) for table in grid.pack(weight)]
+        tables = engine.tables(grid, *blocks, (1, 1), (0, 0), (1, 1))
+        assert not tables[3].is_contiguous()
+        for held in (tables, [table.contiguous() for table in tables]):
+            y = call(engine, x.to(DEVICE), held).cpu()
+            torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight))
+
+
 def test_tables_of_another_engine_are_refused(engine: ModuleType) -> None:
     with pytest.raises(ValueError, match="tables: expected the 5 or 6"):
         call(engine, torch.zeros(1, 32, 2, 2, device=DEVICE), [])

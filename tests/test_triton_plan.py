@@ -353,6 +353,13 @@ def test_full_density_without_padding_multiplies_every_weight_once() -> None:
     assert macs_run(values.shape, 2, (5, 5), 64, 64, 1, "triton", shapes) == 50 * weight.numel()
 
 
+@pytest.mark.parametrize(("precision", "lanes_last"), [("ieee", True), ("tf32", False), ("3xtf32", False)])
+def test_lanes_are_neighbours_in_memory_for_ieee_products_alone(precision: str, lanes_last: bool) -> None:
+    grid = BlockGrid.of((64, 64, 3, 3), (32, 32))
+    weights = pack(grid, *grid.pack(torch.randn(64, 64, 3, 3)), Form("gather", 2, precision))[3]
+    assert weights.stride()[-2:] == ((1, 64) if lanes_last else (weights.shape[-1], 1))
+
+
 def test_flops_of_the_engine_need_its_tables() -> None:
     with pytest.raises(ValueError, match="expected 5 or 6 shapes, got 0"):
         macs_run((1, 32, 32, 1, 1), 1, (1, 1), 32, 32, 1, "triton")
