@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,13 @@ def test_six_layers_each_way_are_worked_by_hand() -> None:
     ways = [row[-1] for row in HAND]
     assert ways.count("sparse") >= 6
     assert ways.count("dense") >= 6
+
+
+def test_the_page_lists_them() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text().split("## Layers worked by hand")[1]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    listed = [(*row[:9], row[-1]) for row in cells[2:]]
+    assert listed == [(*map(str, row[:6]), "x".join(map(str, row[6])), *map(str, row[7:])) for row in HAND]
 
 
 @pytest.mark.parametrize("row", HAND, ids=lambda row: row[0])
