@@ -216,9 +216,9 @@ def test_wide_reads_start_at_multiples_of_their_width(monkeypatch: pytest.Monkey
 def test_a_bias_that_is_a_view_is_read_as_it_is() -> None:
     case = Stem(size=(4, 5), activation="none")
     x, weight, _ = stem_data(case, torch.float16)
-    bias = random(16, 2, dtype=torch.float16)[:, 1]
+    bias = random(16, 2, dtype=torch.float16).to(DEVICE, torch.float16)[:, 1]
     y = stem(case, x, weight, bias, torch.float16).cpu().double()
-    torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(y, F.conv2d(x, weight, bias.cpu().double(), padding=1), rtol=1e-3, atol=1e-2)
 
 
 def test_a_dilation_that_a_kernel_without_rows_cannot_use_is_allowed() -> None:
