@@ -64,6 +64,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=20, help="runs that must agree bit for bit")
     parser.add_argument("--seconds", type=float, default=450, help="start no case after this time")
     parser.add_argument("--within", type=float, help="seconds after which all should be over (default: 30 more)")
+    parser.add_argument(
+        "--tuning", type=float, default=240, help="seconds for torch.compile's max-autotune; 0: without"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench/results/gpu.jsonl"))
     parser.add_argument("--ahead", type=float, default=60, help="seconds to compile kernels in other processes first")
     parser.add_argument("--offline", action="store_true", help="estimates only, no GPU needed")
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     within = options.seconds + 30 if options.within is None else options.within
     records = Records(options.out, measured=not options.offline)
-    setting = Setting(options.rehearse, options.repeats, stop=started + within)
+    setting = Setting(options.rehearse, options.repeats, stop=started + within, tuning=options.tuning)
     todo = [case for case in limited(cases(options, records), options.limit) if not records.has(case)]
     if todo and not options.offline:
         compile_kernels(options)

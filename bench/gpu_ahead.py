@@ -1,17 +1,25 @@
 """Compile the kernels of a run ahead of it, in as many processes as there are cores, into Triton's cache on disk.
 
-A launch with tensors on the meta device compiles and does not run. The workers touch no GPU.
+    python -m bench.gpu_ahead --cache DIR [--gpu H100] [options of bench.gpu]
+
+A launch with tensors on the meta device compiles and does not run. The workers touch no GPU, so that a machine without
+one can do it: with the same versions of Python and Triton as the machine that has it, and DIR carried to the same place
+there, which TRITON_CACHE_DIR names. Of networks every form of each conv is compiled, since masks decide which is taken;
+only what a launch reads is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +27,7 @@ import torch
 from bench import gpu_tiles
 from bench.gpu_convs import Conv, Problem, chosen
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
+from fxdbsr.kernels import triton_device
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_roofline import why_dense
 from fxdbsr.kernels.triton_tune import Candidate, candidates
@@ -44,10 +53,11 @@ class NoDriver:
         return 0
 
 
-def only_compile(capability: int) -> None:
-    """From now on every launch in this process compiles its kernel and does not run it."""
+def only_compile(capability: int, gpu: str = "H200") -> None:
+    """From now on every launch in this process compiles its kernel for that GPU and does not run it."""
     import triton
 
+    triton_device.H200 = getattr(triton_device, gpu)  # what the planner takes to be there
     triton.runtime.driver.set_active(NoDriver(capability))
     launch = triton.runtime.JITFunction.run
 
@@ -98,13 +108,13 @@ def compile_form(problem: Problem, batch: int, form: Candidate) -> None:
     run(x.contiguous(memory_format=torch.channels_last), residual)
 
 
-def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float) -> list[str]:
+def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float, gpu: str = "H200") -> list[str]:
     """Compile for at most about that long; sentences on what failed."""
     stop = time.monotonic() + seconds
     context = get_context("spawn")
     failed: list[str] = []
     workers = max(1, min(len(jobs), os.cpu_count() or 1))
-    pool = ProcessPoolExecutor(workers, context, initializer=only_compile, initargs=(capability,))
+    pool = ProcessPoolExecutor(workers, context, initializer=only_compile, initargs=(capability, gpu))
     try:
         for found in pool.map(compile_job, jobs, timeout=max(1.0, stop - time.monotonic())):
             failed += [found] if found else []
@@ -115,3 +125,32 @@ def compile_ahead(jobs: Sequence[Job], capability: int, seconds: float) -> list[
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failed
+
+
+def keep_what_a_launch_reads(cache: Path) -> int:
+    """Delete the intermediate forms of the kernels in a cache; the number of kernels."""
+    for path in cache.glob("*/*"):
+        if path.suffix not in (".cubin", ".json"):
+            path.unlink()
+    return len([*cache.glob("*/*.cubin")])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile what `bench.gpu` would run with the same options."""
+    from bench import gpu
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--gpu", choices=("H100", "H200"), default="H100")
+    own, rest = parser.parse_known_args(arguments)
+    options = gpu.parse(rest)
+    os.environ["TRITON_CACHE_DIR"] = str(own.cache.absolute())
+    jobs: list[Job] = [("correctness" if job[0] == "models" else job[0], *job[1:]) for job in gpu.jobs_ahead(options)]
+    failed = compile_ahead(list(dict.fromkeys(jobs)), 90, options.ahead, own.gpu)
+    print(*failed, sep="\n", end="\n" if failed else "")
+    print(f"{keep_what_a_launch_reads(own.cache)} kernels in {own.cache}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

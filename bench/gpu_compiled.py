@@ -20,7 +20,6 @@ from torch.fx.experimental.optimization import fuse
 from bench.gpu_networks import call_of, images, network
 from bench.gpu_setting import DTYPES, Setting
 
-COMPILE_SECONDS = 240  # that max-autotune may take
 DEFAULT_SECONDS = 75  # that torch.compile's default mode may take
 FOLDED_SECONDS = 150  # that must be left to compile a second network
 BOTH_SECONDS = 90  # that must be left for the default mode beside max-autotune
@@ -69,7 +68,7 @@ def compile_within(net: nn.Module, x: Tensor, setting: Setting, alone: bool) -> 
     if setting.rehearse:
         return call_of(torch.compile(net, dynamic=False, backend="eager"), x), "rehearsal"
     reason = ""
-    tuning = min(COMPILE_SECONDS, setting.left() - DEFAULT_SECONDS)
+    tuning = min(setting.tuning, setting.left() - DEFAULT_SECONDS)
     for name, mode, seconds in (
         ("max-autotune", "max-autotune-no-cudagraphs", tuning),
         ("default mode", None, DEFAULT_SECONDS),

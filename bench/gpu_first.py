@@ -1,11 +1,12 @@
-"""The first half hour on a GPU: everything that is open, in the order of its value, in calls of 10 minutes at most.
+"""The first minutes on a GPU: everything that is open, in the order of its value, in calls of 10 minutes at most.
 
     python -m bench.gpu_first              as far as 9 minutes go; call it again until it says that all is done
     python -m bench.gpu_first --list       the steps
     python -m bench.gpu_first --offline    a rehearsal on the CPU: every step, small, nothing timed
 
 Each step is a call of bench.gpu with a share of the time. What a step has measured stands in the output file before
-the next begins, and a second call goes on where the first one stopped, also with a file from another machine.
+the next begins, and a second call goes on where the first one stopped, also with a file from another machine. Where
+minutes are few, compile the kernels elsewhere (`bench.gpu_ahead`), and take torch's and Triton's caches along.
 Ends with a table of ratios beside their targets. Exits like bench.gpu.
 """
 
@@ -49,39 +50,41 @@ class Step:
 
 
 STEPS = (
-    Step("numbers", "are the kernels right on this GPU and this Triton", 150,
-         "--part correctness --model resnet50 --dtype fp16 fp32 --block 32x32 --sparsity 50 --ahead 60"),
     Step("headline", "ResNet-50 in 16 bits against torch.compile, the figure to quote", 240,
          "--part models timeline --model resnet50 --dtype fp16 --block 128x32 32x32 --ahead 40"),
     Step("vgg", "wide 3x3 convs, where sparsity itself should pay", 120,
-         "--part models --model vgg11_features vgg11 --dtype fp16 --block 128x32 --ahead 40"),
-    Step("ceilings", "what this GPU can do, and what the planner's model takes for granted", 60,
-         "--part ceilings"),
-    Step("float32", "ieee float32 and 3xTF32 against true float32", 200,
-         "--part models --model resnet50 --dtype fp32 --block 32x32 --ahead 30"),
+         "--part models --model vgg11_features vgg11 --dtype fp16 --block 128x32 --tuning 0 --ahead 40"),
+    Step("grouped", "ResNeXt-50 in 16 bits", 90,
+         "--part models --model resnext50_32x4d --dtype fp16 --block 32x32 --tuning 0 --ahead 30"),
+    Step("float32", "ieee float32 and 3xTF32 against true float32", 120,
+         "--part models --model resnet50 --dtype fp32 --block 32x32 --tuning 0 --ahead 30"),
+    Step("sanitizer", "memory and races by compute-sanitizer, the bitmask kernel's too", 120, "--part sanitizer"),
+    Step("races", "1000 equal runs of every kernel, streams, graphs, compile, export, no waiting", 180,
+         "--part hazards --dtype fp32 bf16 tf32 fp16"),
+    Step("one image", "batch 1, where launches and fusion decide", 90,
+         "--part models --model resnet50 --dtype fp16 --batch 1 --block 128x32 --sparsity 50 90 --tuning 0 --ahead 30"),
+    Step("large batch", "batch 128", 90,
+         "--part models --model resnet50 --dtype fp16 --batch 128 --block 128x32 --sparsity 50 90 "
+         "--tuning 0 --ahead 0"),
+    Step("training", "a training step, prepared over dense", 120, "--part training --model resnet50"),
+    Step("tf32 and bf16", "the other precisions", 120,
+         "--part models --model resnet50 --dtype tf32 bf16 --block 128x32 --sparsity 50 90 --tuning 0 --ahead 30"),
+    Step("detection", "the backbone of a detector at 800x1088", 90,
+         "--part models --model fpn_resnet50 --dtype fp16 --batch 1 8 --block 128x32 --sparsity 70 "
+         "--tuning 0 --ahead 0"),
     Step("tiles", "which tile each conv runs fastest on", 120,
          "--part tiles --model resnet50 --dtype fp16 --block 128x32 32x32 --sparsity 50 90 --ahead 90"),
+    Step("numbers", "are the kernels right on this GPU and this Triton", 150,
+         "--part correctness --model resnet50 --dtype fp16 fp32 --block 32x32 --sparsity 50 --ahead 60"),
     Step("layers", "each conv against cuDNN: does the planner put it where it is faster", 150,
          "--part layers --model resnet50 vgg11 --dtype fp16 --block 128x32 32x32 --ahead 40"),
-    Step("races", "1000 equal runs of every kernel, streams, graphs, compile, export, no waiting", 180,
-         "--part hazards --dtype fp16 tf32 fp32 bf16"),
     Step("candidates", "is the planner's form within 5 % of the best", 150,
          "--part candidates --model resnet50 vgg11 --dtype fp16 --block 32x32 --sparsity 50 90 --ahead 60"),
-    Step("sanitizer", "memory and races by compute-sanitizer", 120, "--part sanitizer"),
+    Step("ceilings", "what this GPU can do, and what the planner's model takes for granted", 60,
+         "--part ceilings"),
     Step("profile", "what limits the three slowest layers", 90, "--part profile"),
-    Step("grouped", "ResNeXt-50 in 16 bits", 120,
-         "--part models --model resnext50_32x4d --dtype fp16 --block 32x32 --ahead 30"),
-    Step("one image", "batch 1, where launches and fusion decide", 120,
-         "--part models --model resnet50 --dtype fp16 --batch 1 --block 128x32 --sparsity 50 90 --ahead 30"),
-    Step("training", "a training step, prepared over dense", 120, "--part training --model resnet50"),
     Step("compiled layers", "each wide conv against torch.compile", 120,
          "--part compile bsr --model resnet50 --dtype fp16 --block 32x32 --sparsity 50 --ahead 0"),
-    Step("detection", "the backbone of a detector at 800x1088", 120,
-         "--part models --model fpn_resnet50 --dtype fp16 --batch 1 8 --block 128x32 --sparsity 70 --ahead 0"),
-    Step("large batch", "batch 128", 120,
-         "--part models --model resnet50 --dtype fp16 --batch 128 --block 128x32 --sparsity 50 90 --ahead 0"),
-    Step("tf32 and bf16", "the other precisions", 180,
-         "--part models --model resnet50 --dtype tf32 bf16 --block 128x32 --sparsity 50 90 --ahead 30"),
 )  # fmt: skip
 
 # (model, dtype, batch, block): the least ratios at 50, 70 and 90 %, of which arm

@@ -36,12 +36,14 @@ class Setting:
         repeats: runs of a kernel that must agree bit for bit; 50 times as many where compilers are known to err.
         seconds: of a timed comparison.
         stop: `time.monotonic()` at which the whole call should be over.
+        tuning: seconds that torch.compile's max-autotune may take; 0: its default mode alone.
     """
 
     rehearse: bool = False
     repeats: int = 20
     seconds: float = 0.3
     stop: float = math.inf
+    tuning: float = 240
 
     def left(self) -> float:
         """Seconds until the whole call should be over."""

@@ -544,3 +544,11 @@ def test_exact_masks_keep_the_share_that_is_asked_for_and_covered_ones_every_row
     large = [layer.mask.float().mean() for layer in blocked_layers(exact) if layer.mask.numel() >= 64]
     assert all(abs(float(density) - 0.1) < 0.01 for density in large)
     assert all(bool(layer.mask.any(0).all() and layer.mask.any(1).all()) for layer in blocked_layers(covered))
+
+
+def test_of_a_cache_only_what_a_launch_reads_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "hash").mkdir()
+    for suffix in ("cubin", "json", "ptx", "ttgir"):
+        (tmp_path / "hash" / f"kernel.{suffix}").touch()
+    assert gpu_ahead.keep_what_a_launch_reads(tmp_path) == 1
+    assert sorted(path.suffix for path in tmp_path.glob("*/*")) == [".cubin", ".json"]
