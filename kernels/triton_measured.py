@@ -7,9 +7,10 @@ A layer of ResNet-50 or VGG-11 on a tile takes
     throughput = (programs * fixed * (1 + RESIDUAL if it adds one) + steps * step) / multiprocessors
     latency    = START + steps of the longest program * latency
 
-with norms of a high order, close to maxima (`bench/results/gpu_tiles.jsonl`; the fit is off by 8 % for float32, by 14 %
-for 16 bits, root mean square). Steps of half the depth take a share of it. tf32 was not measured: its steps have as
-many bytes as those of 16 bits, and L2, not the matrix unit, limits both.
+with norms of a high order, close to maxima. `python -m bench.gpu_fit` holds the costs below against the times in
+`bench/results/gpu_tiles.jsonl` and `gpu_rounds.jsonl`: root mean square, single tiles are off by 7 to 12 % for float32,
+by 8 to 20 % for 16 bits. Steps of half the depth take a share of it. tf32 was not measured: its steps have as many
+bytes as those of 16 bits, and L2, not the matrix unit, limits both.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from bench import gpu_first, gpu_plan, gpu_regret  # noqa: E402
+from bench import gpu_first, gpu_fit, gpu_plan, gpu_regret  # noqa: E402
 from fxdbsr.kernels.triton_configs import PRECISIONS  # noqa: E402
+from fxdbsr.kernels.triton_measured import COSTS  # noqa: E402
 from tests.triton_cases import float32_precision  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -62,6 +63,14 @@ def test_what_the_planner_takes_is_within_five_percent_of_the_best_that_was_meas
     assert len(found) == 5
     assert all(1 <= row["taken over best"] < 1.05 for row in found)
     assert all(row["taken us"] < row["cuDNN us"] for row in found)
+
+
+def test_costs_of_tiles_are_as_far_off_the_measured_times_as_their_file_says() -> None:
+    off = gpu_fit.errors(gpu_fit.samples())
+    assert set(off) == set(COSTS)
+    assert all(len(values) >= 20 for values in off.values())
+    rms = {key: gpu_fit.root_mean_square(values) for key, values in off.items()}
+    assert all(0.07 < value < (0.20 if key[0] == "16" else 0.12) for key, value in rms.items())
 
 
 def test_every_record_of_a_gpu_names_it_its_versions_and_the_commit() -> None:
