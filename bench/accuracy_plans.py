@@ -57,6 +57,17 @@ def tune_schedule() -> Iterator[Setting]:
         yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
 
 
+def when() -> Iterator[Setting]:
+    """When blocks go: seeds on images of their own, beside dense nets."""
+    for seed in range(300, 308):
+        yield Setting("dense", seed, draw=seed, **TUNED["dense"])
+        for begin, end in ((0.1, 0.67), (0.1, 0.35), (0.3, 0.67), (0.1, 0.9), (0.4, 0.8)):
+            yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **TUNED["scaled"])
+    for seed in range(300, 306):
+        for begin, end in ((0.1, 0.67), (0.3, 0.67), (0.1, 0.9)):
+            yield Setting("scaled", seed, 0.9, draw=seed, begin=begin, end=end, **TUNED["scaled"])
+
+
 def tune_clamp() -> Iterator[Setting]:
     """Which gammas lead the authors' form where."""
     for gamma in (1e-3, 4e-3, 1.6e-2):
@@ -202,7 +213,7 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, tune_schedule, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
+    tune, tune_schedule, when, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
     clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
