@@ -83,11 +83,13 @@ def _in_one_kernel(
     negative_slope: float,
 ) -> Tensor | None:
     """The conv with its epilogue by cuDNN or, for few input channels, by a kernel of ours; None where there is none."""
-    if weight.shape[1] <= FEW:
-        y = _of_few_channels(input, weight, bias, residual, geometry, activation, negative_slope)
-        if y is not None:
-            return y
-    if why_unfused(input.device, input.dtype, weight.dim() - 2, geometry[3], activation) is not None:
+    stride, padding, dilation, groups = geometry
+    if weight.shape[1] <= FEW and runs_triton(input.device):
+        from fxdbsr.kernels import triton_stem
+
+        if triton_stem.why_not(input, weight, residual, stride, padding, dilation, groups) is None:
+            return triton_stem.conv(input, weight, bias, stride, padding, dilation, activation, negative_slope)
+    if why_unfused(input.device, input.dtype, weight.dim() - 2, groups, activation) is not None:
         return None
     return _fused(input, weight, bias, residual, geometry) if torch.backends.cudnn.enabled else None
 
@@ -109,26 +111,6 @@ def _in_two_kernels(
         return triton_epilogue.finish_in_place(y, bias, residual, activation, negative_slope)
     y = y if bias is None else y + bias.view(-1, 1, 1)
     return activate(y if residual is None else y + residual, activation, negative_slope)
-
-
-def _of_few_channels(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    geometry: Geometry,
-    activation: str,
-    negative_slope: float,
-) -> Tensor | None:
-    """The conv by the kernel that is made for it; None where that cannot run it."""
-    stride, padding, dilation, groups = geometry
-    if not runs_triton(input.device):
-        return None
-    from fxdbsr.kernels import triton_stem
-
-    if triton_stem.why_not(input, weight, residual, stride, padding, dilation, groups) is not None:
-        return None
-    return triton_stem.conv(input, weight, bias, stride, padding, dilation, activation, negative_slope)
 
 
 _UNABLE: set[tuple[object, ...]] = set()  # convs for which cuDNN has no fused kernel on this machine
