@@ -6,8 +6,8 @@
 
 `run` trains every setting of a plan (`bench/accuracy_plans.py`) that the file does not hold yet, and appends one JSON
 line after each. Started again, it goes on where it stopped; several processes may share a plan by `--part`. Nets
-train on a GPU where there is one, else on one thread. `publish` makes the figures and tables of docs/accuracy.md anew
-from what bench/results/ holds by then.
+train on a GPU where there is one, else on one thread. `publish` makes the figures and tables of docs/accuracy.md and
+docs/trials.md anew from what bench/results/ holds by then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.accuracy_arms import ARMS
 from bench.accuracy_cost import accuracy, cost
 from bench.accuracy_figure import draw
 from bench.accuracy_nets import make_net
-from bench.accuracy_page import PAGE, rendered
+from bench.accuracy_page import DOCS, PAGES, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import Record, append, changes, key, key_of, read
 from bench.accuracy_setting import Setting
@@ -72,7 +72,7 @@ def describe(record: Record) -> str:
 
 
 def publish() -> None:
-    """The figures and the tables of the page."""
+    """The figures and the tables of the pages."""
     titles = {
         "generated": "generated images, 24 classes",
         "narrow": "generated images, half the width",
@@ -80,8 +80,9 @@ def publish() -> None:
     }
     for data, title in titles.items():
         if runs := records(data):
-            draw(runs, PAGE.parent / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
-    PAGE.write_text(rendered(PAGE.read_text()))
+            draw(runs, DOCS / "images" / f"accuracy_{data}.png", title, poster=data == "generated")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def main() -> None:
     table = commands.add_parser("table", help="print means, spreads and paired differences")
     table.add_argument("files", type=Path, nargs="+")
     table.add_argument("--against", default="gradual", help="the arm to subtract (default gradual)")
-    commands.add_parser("publish", help="draw the figures and fill the tables of docs/accuracy.md")
+    commands.add_parser("publish", help="draw the figures and fill the tables of docs/accuracy.md and docs/trials.md")
     args = parser.parse_args()
     if args.command == "run":
         torch.set_num_threads(1)

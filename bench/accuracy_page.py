@@ -1,4 +1,4 @@
-"""The tables of docs/accuracy.md, made from the result files of bench/accuracy.py."""
+"""The tables of docs/accuracy.md and docs/trials.md, made from the result files of bench/accuracy.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_page_trials import confirmed, early, first_look, trials, tuning
+from bench.accuracy_page_default import early, schedule
+from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
 from bench.accuracy_plans import NARROW, PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
@@ -26,7 +27,8 @@ from bench.accuracy_words import (
     verdict,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "accuracy.md", DOCS / "trials.md")
 PLACE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIXED = ("scaled", "gradual", "gradual_layer", "once", "once_layer", "channels", "slim")
 
@@ -186,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "drawn_anew": drawn_anew,
     "narrow_floor": lambda: floor("narrow"),
     "early": early,
+    "schedule": schedule,
     "trials": trials,
     "confirmed": confirmed,
     "first_look": first_look,

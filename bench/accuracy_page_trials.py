@@ -1,4 +1,4 @@
-"""The tables of docs/accuracy.md on what was tried: trials, the first look, tuning."""
+"""The tables of docs/trials.md: trials, the first look, tuning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.accuracy_records import Record, changes, key, key_of
 from bench.accuracy_setting import Setting
 from bench.accuracy_table import difference, groups
 from bench.accuracy_trials import TRIALS, Trial
-from bench.accuracy_words import OURS, SPARSITIES, mean_of, pipe, records, shown, verdict
+from bench.accuracy_words import SPARSITIES, mean_of, pipe, records, shown, verdict
 
 
 def trials() -> str:
@@ -46,29 +46,6 @@ def _trial(trial: Trial, runs: dict[str, Record], sparsity: float, draw: int, se
     if not gap.count:
         return []
     return [trial.idea, trial.expected, mean_of(ours[0]), mean_of(theirs[0]), shown(gap), verdict(gap)]
-
-
-EARLY = "lead early=True"
-
-
-def early() -> str:
-    """The default and as it was when scales learned from the first step, both less gradual pruning."""
-    sets = {
-        "generated": "the generated images",
-        "narrow": "the same, half the width",
-        "draws": "images of their own for each seed",
-        "digits": "the digits",
-    }
-    table = []
-    for data, what in sets.items():
-        among = groups(record | {"draw": None if data == "draws" else 0} for record in records(data))
-        for theirs in sorted((g for g in among if g.name == "gradual"), key=lambda g: (g.width, g.sparsity)):
-            others = {g.name: g for g in among if (g.place, g.sparsity) == (theirs.place, theirs.sparsity)}
-            gaps = [difference(others[name], theirs) if name in others else None for name in (EARLY, OURS)]
-            width = f", {theirs.width} channels" if data == "draws" else ""
-            seeds = " and ".join(dict.fromkeys(str(gap.count) for gap in gaps if gap))
-            table.append([f"{what}{width}", f"{theirs.sparsity:.0%}", *(shown(gap) for gap in gaps), seeds])
-    return pipe(table, ["less gradual pruning, on", "MACs zero", "from the first step", "from `begin` on", "seeds"])
 
 
 def first_look() -> str:

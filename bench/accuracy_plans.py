@@ -16,6 +16,7 @@ from bench.accuracy_trials import NARROW as NARROW_TRIAL
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
+WHEN = (300, 308)
 STRONG = {"lr": 0.8, "weight_decay": 2e-3}
 TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
 NARROW = 16
@@ -45,27 +46,17 @@ def tune() -> Iterator[Setting]:
             yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay)
 
 
-def tune_schedule() -> Iterator[Setting]:
-    """When blocks go, and what a MAC counts, with the plain learning rate and weight decay."""
-    for power in (0.25, 0.75):
-        for arm in ("scaled", "gradual", "once"):
-            yield tuning(arm, 0.9, TUNING_SEEDS[0], power=power)
-    for begin, end in ((0.1, 0.5), (0.1, 0.8), (0.3, 0.67)):
-        for arm in ("scaled", "gradual", "channels"):
-            yield tuning(arm, 0.9, TUNING_SEEDS[0], begin=begin, end=end)
-    for end in (0.33, 0.5, 0.8):
-        yield tuning("once", 0.9, TUNING_SEEDS[0], begin=end, end=end)
-
-
 def when() -> Iterator[Setting]:
-    """When blocks go: seeds on images of their own, beside dense nets."""
-    for seed in range(300, 308):
+    """When blocks go, ours and gradual pruning: seeds on images of their own, beside dense nets."""
+    for seed in range(*WHEN):
         yield Setting("dense", seed, draw=seed, **TUNED["dense"])
-        for begin, end in ((0.1, 0.67), (0.1, 0.35), (0.3, 0.67), (0.1, 0.9), (0.4, 0.8)):
+        for sparsity in (0.5, 0.7, 0.9):
+            for begin in (0.1, 0.3):
+                yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **TUNED[arm]) for arm in PAIR)
+        for begin, end in ((0.1, 0.35), (0.1, 0.9), (0.4, 0.8)):
             yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **TUNED["scaled"])
     for seed in range(300, 306):
-        for begin, end in ((0.1, 0.67), (0.3, 0.67), (0.1, 0.9)):
-            yield Setting("scaled", seed, 0.9, draw=seed, begin=begin, end=end, **TUNED["scaled"])
+        yield Setting("scaled", seed, 0.9, draw=seed, begin=0.1, end=0.9, **TUNED["scaled"])
 
 
 def tune_clamp() -> Iterator[Setting]:
@@ -213,7 +204,7 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, tune_schedule, when, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
+    tune, when, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
     clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

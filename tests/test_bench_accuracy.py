@@ -18,7 +18,7 @@ from bench.accuracy_figure import draw
 from bench.accuracy_live import LivePaths
 from bench.accuracy_nets import make_net, make_prepared
 from bench.accuracy_order import ChannelOrder
-from bench.accuracy_page import PAGE, rendered
+from bench.accuracy_page import PAGES, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_setting import Setting
@@ -217,11 +217,12 @@ def test_a_block_before_a_conv_without_blocks_is_useless() -> None:
     assert not useful["body.0.conv1"].any()
 
 
-# ---------------------------------------------------------------- the page
+# ---------------------------------------------------------------- the pages
 
 
-def test_the_page_holds_the_tables_that_the_result_files_give() -> None:
-    assert PAGE.read_text() == rendered(PAGE.read_text()), "run python -m bench.accuracy publish"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_page_holds_the_tables_that_the_result_files_give(page: Path) -> None:
+    assert page.read_text() == rendered(page.read_text()), "run python -m bench.accuracy publish"
 
 
 @pytest.mark.parametrize(
