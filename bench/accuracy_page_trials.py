@@ -22,7 +22,7 @@ def trials() -> str:
 def confirmed() -> str:
     """Trials that ran on the reported images and seeds."""
     runs = {key(record): record for record in records("trials")}
-    runs |= {key(record): record for record in records("generated")}
+    runs |= {key(record): record for record in records("earlier")}
     lines = [
         [line[0], f"{sparsity:.0%}", *line[2:]]
         for trial in TRIALS[1:]

@@ -1,12 +1,14 @@
 """What bench/accuracy.py runs: lists of settings, in order of value.
 
-`TUNED` holds what the plan "tune" found best for each arm, on other images and other seeds than those reported.
+`TUNED` holds what the plans "tune" and "when" found best for each arm, on other images and other seeds than those
+reported.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from bench.accuracy_setting import Setting
@@ -17,17 +19,25 @@ SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 WHEN = (300, 308)
-STRONG = {"lr": 0.8, "weight_decay": 2e-3}
-TUNED: dict[str, dict[str, Any]] = defaultdict(lambda: STRONG, slim={"lr": 0.8, "weight_decay": 1e-3})
+STRONG: dict[str, Any] = {"lr": 0.8, "weight_decay": 2e-3}
+LATER: dict[str, Any] = {"begin": 0.3}
+GRADUAL = ("scaled", "gradual", "gradual_layer", "channels")  # arms whose blocks or channels go bit by bit
+TUNED: dict[str, dict[str, Any]] = defaultdict(
+    lambda: STRONG, dict.fromkeys(GRADUAL, STRONG | LATER), slim={"lr": 0.8, "weight_decay": 1e-3}
+)
 NARROW = 16
+HALF: dict[str, Any] = {"lr": 0.4, "weight_decay": 2e-3}
 TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
-    lambda: {"lr": 0.4, "weight_decay": 2e-3},
+    lambda: HALF,
+    dict.fromkeys(GRADUAL, HALF | LATER),
+    channels={"lr": 0.4, "weight_decay": 1e-3, **LATER},
     once={"lr": 0.4, "weight_decay": 1e-3},
     once_layer={"lr": 0.4, "weight_decay": 1e-3},
     slim={"lr": 0.2, "weight_decay": 2e-3},
 )
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
+TUNED_DIGITS: dict[str, dict[str, Any]] = defaultdict(lambda: DIGITS, dict.fromkeys(GRADUAL, DIGITS | LATER))
 PAIR = ("scaled", "gradual")
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
@@ -47,16 +57,19 @@ def tune() -> Iterator[Setting]:
 
 
 def when() -> Iterator[Setting]:
-    """When blocks go, ours and gradual pruning: seeds on images of their own, beside dense nets."""
+    """When blocks go, bit by bit and in one shot: seeds on images of their own, beside dense nets."""
     for seed in range(*WHEN):
         yield Setting("dense", seed, draw=seed, **TUNED["dense"])
         for sparsity in (0.5, 0.7, 0.9):
             for begin in (0.1, 0.3):
-                yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **TUNED[arm]) for arm in PAIR)
+                yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **STRONG) for arm in PAIR)
         for begin, end in ((0.1, 0.35), (0.1, 0.9), (0.4, 0.8)):
-            yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **TUNED["scaled"])
+            yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **STRONG)
     for seed in range(300, 306):
-        yield Setting("scaled", seed, 0.9, draw=seed, begin=0.1, end=0.9, **TUNED["scaled"])
+        yield Setting("scaled", seed, 0.9, draw=seed, begin=0.1, end=0.9, **STRONG)
+    for seed in range(300, 304):
+        for sparsity, arm, end in product((0.9, 0.7), ("once_layer", "once"), (0.4, 0.67)):
+            yield Setting(arm, seed, sparsity, draw=seed, end=end, **STRONG)
 
 
 def tune_clamp() -> Iterator[Setting]:
@@ -104,14 +117,14 @@ def digits() -> Iterator[Setting]:
     """All arms on the digits."""
     for seed in SEEDS:
         yield Setting("dense", seed, **DIGITS)
-        yield from arms(seed, (0.5, 0.7, 0.9, 0.3), **DIGITS)
+        yield from arms(seed, (0.5, 0.7, 0.9, 0.3), TUNED_DIGITS)
 
 
-def arms(seed: int, sparsities: tuple[float, ...], **changes: Any) -> Iterator[Setting]:
-    """Every arm that takes a sparsity, with what was found best for it, or `changes`."""
+def arms(seed: int, sparsities: tuple[float, ...], tuned: Mapping[str, dict[str, Any]] = TUNED) -> Iterator[Setting]:
+    """Every arm that takes a sparsity, with what was found best for it."""
     for sparsity in sparsities:
         for arm in SPARSE:
-            yield Setting(arm, seed, sparsity, **changes or TUNED[arm])
+            yield Setting(arm, seed, sparsity, **tuned[arm])
 
 
 def tune_narrow() -> Iterator[Setting]:
@@ -142,11 +155,11 @@ def narrow_seeds() -> Iterator[Setting]:
 
 
 def draws() -> Iterator[Setting]:
-    """The default against gradual pruning, images drawn anew for each seed: half the width, then the whole."""
-    for width, tuned in ((NARROW, TUNED_NARROW), (32, TUNED)):
+    """Ours against gradual pruning from 10 % on, images drawn anew for each seed: half the width, then the whole."""
+    for width, tuned in ((NARROW, HALF), (32, STRONG)):
         for seed in range(10, 30):
             for sparsity in (0.7, 0.9):
-                yield from (Setting(a, seed, sparsity, draw=seed, width=width, **tuned[a]) for a in PAIR)
+                yield from (Setting(arm, seed, sparsity, draw=seed, width=width, **tuned) for arm in PAIR)
 
 
 def ranking() -> Iterator[Setting]:

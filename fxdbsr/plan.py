@@ -12,6 +12,8 @@ from typing import Any
 
 from fxdbsr.scales import check_cost, check_fraction
 
+BEGIN, END = 0.3, 0.67  # with a target
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,11 +50,7 @@ class Plan:
             raise ValueError("steps: the number of optimizer steps of the whole training is required, got None")
         for key in ("steps", "interval"):
             options[key] = check_count(options[key], key)
-        default = {"begin": 0.0, "end": 1.0} if ways["target"] is None else {"begin": 0.1, "end": 0.67}
-        for key, value in default.items():
-            options[key] = check_fraction(value if options[key] is None else options[key], key)
-        if options["begin"] > options["end"]:
-            raise ValueError(f"begin: expected at most end = {options['end']}, got {options['begin']}")
+        options["begin"], options["end"] = _check_span(options["begin"], options["end"], ways["target"] is not None)
         options["interval"] = options["interval"] or max(1, (options["steps"] or 0) // 200)
         options["cost_weights"] = _check_weights(options["cost_weights"])
         return cls(**options)
@@ -98,6 +96,19 @@ class Plan:
         assert self.steps is not None
         first = max(1, math.ceil(self.begin * self.steps))
         return self.shrink / max(1, self.last - first + 1)
+
+
+def _check_span(begin: Any, end: Any, with_target: bool) -> tuple[float, float]:
+    """`begin` and `end` as fractions, or what they are by default."""
+    if end is None:
+        end = END if with_target else 1.0
+    end = check_fraction(end, "end")
+    if begin is None:
+        begin = min(BEGIN, end / 2) if with_target else 0.0
+    begin = check_fraction(begin, "begin")
+    if begin > end:
+        raise ValueError(f"begin: expected at most end = {end}, got {begin}")
+    return begin, end
 
 
 def check_strength(value: Any, where: str) -> float | None:

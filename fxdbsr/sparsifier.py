@@ -53,8 +53,8 @@ class Sparsifier:
         gamma: strength of the penalty, not negative.
         shrink: how far the penalty moves each scale in all, not negative; they start at 1.
         example_inputs: a tensor or a tuple of the model's arguments, for the MACs; else the first batch.
-        begin, end: fractions of `steps` between which blocks go; the mask freezes at `end`. By default 0.1 and
-            0.67 with `target`, else 0 and 1. With `target` scales learn from `begin` on.
+        begin, end: fractions of `steps` between which blocks go; the mask freezes at `end`. By default 0.3 (or half
+            of an `end` below 0.6) and 0.67 with `target`, else 0 and 1. With `target` scales learn from `begin` on.
         interval: steps between two rankings; `max(1, steps // 200)` by default.
         cost_weights: factors on the cost of layers, and on how far their scales shrink, by name; 1 by default.
         cost_power: with `target` and `of="macs"`: blocks are ranked by what they are worth divided by the MACs of

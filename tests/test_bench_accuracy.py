@@ -19,14 +19,14 @@ from bench.accuracy_live import LivePaths
 from bench.accuracy_nets import make_net, make_prepared
 from bench.accuracy_order import ChannelOrder
 from bench.accuracy_page import PAGES, rendered
-from bench.accuracy_plans import PLANS
+from bench.accuracy_plans import NARROW, PLANS, TUNED, TUNED_DIGITS, TUNED_NARROW
 from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_setting import Setting
 from bench.accuracy_steps import divide_by_own_norms_
 from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
-from bench.accuracy_words import verdict
+from bench.accuracy_words import records, verdict
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
 from fxdbsr.layers import blocked_layers
@@ -97,9 +97,11 @@ def test_a_scale_over_its_blocks_squared_norm_moves_the_block_as_far_as_its_weig
     torch.testing.assert_close(moved.double(), along)
 
 
-def test_the_arm_scaled_is_the_sparsifier_mask_for_mask() -> None:
-    mine, theirs = ARMS["scaled"](TINY), make_prepared(TINY)
-    reference = Training(theirs, TINY)
+def test_the_arm_scaled_as_reported_is_the_sparsifier_mask_for_mask() -> None:
+    (begin,) = {tuned["scaled"]["begin"] for tuned in (TUNED, TUNED_NARROW, TUNED_DIGITS)}
+    setting = replace(TINY, begin=begin)
+    mine, theirs = ARMS["scaled"](setting), make_prepared(setting)
+    reference = Training(theirs, setting)
     example = reference.data.test_images[:1]
     fxdbsr.Sparsifier(theirs, reference.optimizer, target=0.6, of="macs", steps=reference.steps, example_inputs=example)
     reference.run()
@@ -201,6 +203,23 @@ def test_plans_name_arms_that_exist_and_no_setting_twice(plan: str) -> None:
     settings = list(PLANS[plan]())
     assert len(set(settings)) == len(settings)
     assert {setting.arm for setting in settings} <= set(ARMS)
+
+
+@pytest.mark.parametrize(("width", "tuned"), [(32, TUNED), (NARROW, TUNED_NARROW)])
+def test_every_arm_takes_the_learning_rate_and_weight_decay_that_tuning_found_best(
+    width: int, tuned: dict[str, dict[str, Any]]
+) -> None:
+    plain = json.loads(json.dumps(asdict(Setting("", 0, width=width))))
+    same = ("data", "net", "width", "epochs", "begin", "end", "power")
+    runs = [r for r in records("tuning") if r["gamma"] is None and all(r[name] == plain[name] for name in same)]
+    best: dict[str, Any] = {}
+    for record in runs:
+        if record["arm"] != "lead" or record["options"] == [["early", True]]:
+            arm = "scaled" if record["arm"] == "lead" else record["arm"]
+            best[arm] = max(best.get(arm, record), record, key=lambda r: r["accuracy"])
+    assert len(best) >= 6
+    for arm, record in best.items():
+        assert (tuned[arm]["lr"], tuned[arm]["weight_decay"]) == (record["lr"], record["weight_decay"]), arm
 
 
 def test_a_narrow_net_has_narrower_stages_alone() -> None:

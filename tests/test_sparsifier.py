@@ -93,6 +93,15 @@ def test_the_schedule_is_cubic_between_begin_and_end() -> None:
         assert seen[step - 1] == pytest.approx(0.8 * (1 - (1 - u) ** 3), abs=half + 1e-9)
 
 
+@pytest.mark.parametrize(("end", "begin"), [(None, 0.3), (0.9, 0.3), (0.4, 0.2)])
+def test_by_default_a_target_is_gone_for_from_30_percent_or_half_of_an_early_end(
+    end: float | None, begin: float
+) -> None:
+    model = prepared()
+    plan = Sparsifier(model, sgd(model), target=0.5, steps=10, end=end).plan
+    assert (plan.begin, plan.end) == (begin, end or 0.67)
+
+
 def test_masked_blocks_may_return_until_the_mask_freezes() -> None:
     model = prepared()
     optimizer = sgd(model, lr=0.0)

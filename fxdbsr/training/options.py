@@ -36,7 +36,7 @@ class Options:
     gamma: float | None = _option(None, "strength of the penalty on the scales, in place of a target")
     shrink: float | None = _option(None, "how far the penalty moves a scale in all, in place of a target")
     of: str = _option("macs", "the cost", ("blocks", "params", "macs"))
-    begin: float | None = _option(None, "fraction of the steps before blocks go (target: 0.1, else 0)")
+    begin: float | None = _option(None, "fraction of the steps before blocks go (target: 0.3, else 0)")
     end: float | None = _option(None, "fraction of the steps after which the mask is frozen (target: 0.67, else 1)")
     epochs: int = _option(20, "passes over the training images")
     batch_size: int = _option(64, "images in a step, over all processes")
