@@ -10,9 +10,10 @@ from pathlib import Path
 from bench.accuracy_figure import LABELS
 from bench.accuracy_page_default import early, later, one_shot, schedule
 from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
-from bench.accuracy_plans import NARROW, PLANS, SEEDS
+from bench.accuracy_plans import PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
+from bench.accuracy_tuned import NARROW
 from bench.accuracy_words import (
     OURS,
     RESULTS,

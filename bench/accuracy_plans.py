@@ -1,12 +1,7 @@
-"""What bench/accuracy.py runs: lists of settings, in order of value.
-
-`TUNED` holds what the plans "tune" and "when" found best for each arm, on other images and other seeds than those
-reported.
-"""
+"""What bench/accuracy.py runs: lists of settings, in order of value."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -14,30 +9,13 @@ from typing import Any
 from bench.accuracy_setting import Setting
 from bench.accuracy_trials import FIFTH, FIRST, SECOND, SEVENTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
+from bench.accuracy_tuned import DIGITS, HALF, NARROW, STRONG, TUNED, TUNED_DIGITS, TUNED_NARROW, at
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 WHEN = (300, 308)
-STRONG: dict[str, Any] = {"lr": 0.8, "weight_decay": 2e-3}
-LATER: dict[str, Any] = {"begin": 0.3}
-GRADUAL = ("scaled", "gradual", "gradual_layer", "channels")  # arms whose blocks or channels go bit by bit
-TUNED: dict[str, dict[str, Any]] = defaultdict(
-    lambda: STRONG, dict.fromkeys(GRADUAL, STRONG | LATER), slim={"lr": 0.8, "weight_decay": 1e-3}
-)
-NARROW = 16
-HALF: dict[str, Any] = {"lr": 0.4, "weight_decay": 2e-3}
-TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
-    lambda: HALF,
-    dict.fromkeys(GRADUAL, HALF | LATER),
-    channels={"lr": 0.4, "weight_decay": 1e-3, **LATER},
-    once={"lr": 0.4, "weight_decay": 1e-3},
-    once_layer={"lr": 0.4, "weight_decay": 1e-3},
-    slim={"lr": 0.2, "weight_decay": 2e-3},
-)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
-DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
-TUNED_DIGITS: dict[str, dict[str, Any]] = defaultdict(lambda: DIGITS, dict.fromkeys(GRADUAL, DIGITS | LATER))
 PAIR = ("scaled", "gradual")
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
@@ -59,15 +37,15 @@ def tune() -> Iterator[Setting]:
 def when() -> Iterator[Setting]:
     """When blocks go, bit by bit and in one shot: seeds on images of their own, beside dense nets."""
     for seed in range(*WHEN):
-        yield Setting("dense", seed, draw=seed, **TUNED["dense"])
-        for sparsity in (0.5, 0.7, 0.9):
-            for begin in (0.1, 0.3):
-                yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **STRONG) for arm in PAIR)
-        for begin, end in ((0.1, 0.35), (0.1, 0.9), (0.4, 0.8)):
+        yield Setting("dense", seed, draw=seed, **STRONG)
+        for begin, end in ((0.1, 0.67), (0.3, 0.67), (0.1, 0.35), (0.1, 0.9), (0.4, 0.8)):
             yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **STRONG)
-    for seed in range(300, 306):
+    for seed in range(WHEN[0], WHEN[0] + 6):
+        for sparsity, begin in product((0.7, 0.9), (0.1, 0.3)):
+            yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **STRONG) for arm in PAIR)
+        yield from (Setting("gradual", seed, 0.5, draw=seed, begin=begin, **STRONG) for begin in (0.1, 0.3))
         yield Setting("scaled", seed, 0.9, draw=seed, begin=0.1, end=0.9, **STRONG)
-    for seed in range(300, 304):
+    for seed in range(WHEN[0], WHEN[0] + 3):
         for sparsity, arm, end in product((0.9, 0.7), ("once_layer", "once"), (0.4, 0.67)):
             yield Setting(arm, seed, sparsity, draw=seed, end=end, **STRONG)
 
@@ -124,7 +102,7 @@ def arms(seed: int, sparsities: tuple[float, ...], tuned: Mapping[str, dict[str,
     """Every arm that takes a sparsity, with what was found best for it."""
     for sparsity in sparsities:
         for arm in SPARSE:
-            yield Setting(arm, seed, sparsity, **tuned[arm])
+            yield at(arm, seed, sparsity, tuned[arm])
 
 
 def tune_narrow() -> Iterator[Setting]:
@@ -140,7 +118,7 @@ def narrow() -> Iterator[Setting]:
     yield from (Setting("dense", seed, width=NARROW, **TUNED_NARROW["dense"]) for seed in SEEDS)
     for sparsity in (0.7, 0.9, 0.5):
         for seed in SEEDS:
-            yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in SPARSE)
+            yield from (at(arm, seed, sparsity, TUNED_NARROW[arm], NARROW) for arm in SPARSE)
 
 
 def narrow_seeds() -> Iterator[Setting]:

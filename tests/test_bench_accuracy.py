@@ -19,13 +19,14 @@ from bench.accuracy_live import LivePaths
 from bench.accuracy_nets import make_net, make_prepared
 from bench.accuracy_order import ChannelOrder
 from bench.accuracy_page import PAGES, rendered
-from bench.accuracy_plans import NARROW, PLANS, TUNED, TUNED_DIGITS, TUNED_NARROW
+from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
 from bench.accuracy_setting import Setting
 from bench.accuracy_steps import divide_by_own_norms_
 from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
+from bench.accuracy_tuned import NARROW, TUNED, TUNED_DIGITS, TUNED_NARROW
 from bench.accuracy_words import records, verdict
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
