@@ -10,15 +10,18 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fxdbsr.kernels.triton_addresses import Instruction, unsettled
 
 # Bytes of shared memory that one program may have (the tiles of cuda:80 serve 8.6, 8.9 and 12.0 as well, which have
 # 99 KB of its 163), and the matrix instructions, the fastest first.
 SHARED_LIMIT = {"cuda:80": 99 * 1024, "cuda:90": 227 * 1024, "hip:gfx942": 64 * 1024}
 MATRIX = {"cuda:80": ("HMMA",), "cuda:90": ("HGMMA", "HMMA"), "hip:gfx942": ("v_mfma",)}
 
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.a-z]+)\s*(.*?);")
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z0-9_.a-z]+)\s*(.*?);")
 _USAGE = re.compile(r"REG:(\d+).*?LOCAL:(\d+)")
 
 
@@ -33,6 +36,7 @@ class Facts:
         matrix: opcode of the matrix instructions, "" where there are none.
         instructions: instructions of the whole kernel, -1 where they are not decoded.
         loop: opcodes of the inner loop in order, empty where they are not decoded.
+        unsettled: sentences on matrix instructions that read where not every way to them says, see `triton_addresses`.
     """
 
     target: str
@@ -42,6 +46,7 @@ class Facts:
     matrix: str
     instructions: int
     loop: tuple[str, ...]
+    unsettled: tuple[str, ...] = ()
 
     def mix(self) -> Counter[str]:
         """Instructions of the inner loop by opcode."""
@@ -69,7 +74,7 @@ def faults(
         look_ups: plain loads that a step may have, of its entries in the tables.
         matrix: the matrix instruction that must be there; None: the fastest of the target.
     """
-    found = []
+    found = [*facts.unsettled]
     wanted = matrix or MATRIX[facts.target][0]
     if facts.spills:
         found.append(f"{facts.spills} spills with {facts.registers} registers")
@@ -135,23 +140,23 @@ def read_nvidia(cubin: bytes, shared: int, target: str) -> Facts:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     usage = _USAGE.search(done.stdout + done.stderr)
     assert usage
-    decoded = [m.groups() for m in map(_INSTRUCTION.match, done.stdout.splitlines()) if m]
-    code = [(int(address, 16), op, rest) for address, op, rest in decoded]
-    ops = [op for _, op, _ in code]
+    decoded = [m.groups(default="") for m in map(_INSTRUCTION.match, done.stdout.splitlines()) if m]
+    code = [Instruction(int(address, 16), guard, op, operands) for address, guard, op, operands in decoded]
+    ops = [instruction.op for instruction in code]
     spills = int(usage[2]) + sum(op.startswith(("LDL", "STL")) for op in ops)
     matrix = next((name for name in MATRIX[target] if any(op.startswith(name) for op in ops)), "")
-    return Facts(target, int(usage[1]), spills, shared, matrix, len(code), _inner_loop(code, matrix or "FFMA"))
+    loop = _inner_loop(code, matrix or "FFMA")
+    return Facts(target, int(usage[1]), spills, shared, matrix, len(code), loop, tuple(unsettled(code)))
 
 
-def _inner_loop(code: list[tuple[int, str, str]], work: str) -> tuple[str, ...]:
+def _inner_loop(code: Sequence[Instruction], work: str) -> tuple[str, ...]:
     """Opcodes of the shortest loop that does `work`, of loops of the same length the busiest."""
     best: tuple[str, ...] = ()
     key = (0, 0)
-    for address, op, rest in code:
-        target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
-        if target is None or int(target[1], 16) >= address:
+    for end in code:
+        if end.target is None or end.target >= end.address:
             continue
-        body = tuple(name for at, name, _ in code if int(target[1], 16) <= at <= address)
+        body = tuple(one.op for one in code if end.target <= one.address <= end.address)
         count = sum(name.startswith(work) for name in body)
         if count and (not best or (len(body), -count) < key):
             best, key = body, (len(body), -count)
