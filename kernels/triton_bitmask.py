@@ -14,7 +14,9 @@ column of blocks at one tap, BK = the block's width; blocks of 32 or 64 a side t
     outputs   [unions, 4*BO]     int32: output channel of each lane, O or more where there is none
     blocks    [steps + 1]        int32: first tile of the step << 4 | bit g set where row g has a block
 
-A product under a branch is pipelined only where the loop itself asks for stages.
+A product under a branch is pipelined only where the loop itself asks for stages. With FIRST, row 0's product is under
+none: on sm_90, ptxas 12.8 (Triton 3.6 and 3.7) makes an address of the activations for the first product alone, and
+takes it for the others as well (`triton_addresses`). A row without a block adds zeros.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
+from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_epilogue import finish_lanes
 from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
 
@@ -76,8 +79,12 @@ def bitmask_kernel(
     PRECISION: tl.constexpr,
     CACHE: tl.constexpr,
     STAGES: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
-    """BM pixels by one union of four rows of BN outputs."""
+    """BM pixels by one union of four rows of BN outputs.
+
+    FIRST: form row 0's product in every step, so that its addresses are made in every step.
+    """
     union, pixel_tile = place(pixels, unions, BM, GROUP)
     m = pixel_tile * BM + tl.arange(0, BM)
     base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
@@ -111,7 +118,7 @@ def bitmask_kernel(
         w3 = load_block(weight_ptrs, tile + taken0 + taken1 + taken2, taken3, n, BN, BK)
         entry = tl.load(entries_ptr + step + 1)
         block = tl.load(blocks_ptr + step + 1)
-        if taken0 != 0:
+        if FIRST or taken0 != 0:
             acc0 = tl.dot(x, tl.trans(w0), acc0, input_precision=PRECISION)
         if taken1 != 0:
             acc1 = tl.dot(x, tl.trans(w1), acc1, input_precision=PRECISION)
@@ -138,8 +145,13 @@ def bitmask_kernel(
     )  # fmt: skip
 
 
-def constants(tile: Tile, precision: str) -> dict[str, Any]:
-    """The kernel's constants that follow from the tile; `precision` is one of `triton_configs.PRECISIONS`."""
+def constants(tile: Tile, precision: str, target: str) -> dict[str, Any]:
+    """The kernel's constants that follow from the tile.
+
+    Args:
+        precision: one of `triton_configs.PRECISIONS`.
+        target: as `triton_device.Device.target`.
+    """
     return {
         "BM": tile.pixels,
         "BN": tile.outputs,
@@ -147,6 +159,7 @@ def constants(tile: Tile, precision: str) -> dict[str, Any]:
         "PRECISION": "tf32" if precision == "tf32" else "ieee",
         "CACHE": tile.cache,
         "STAGES": tile.stages,
+        "FIRST": target == "cuda:90",
     }
 
 
@@ -166,7 +179,7 @@ def launch(call: Call, tables: Sequence[Tensor], precision: str, tile: Tile) -> 
         unions,
         float(call.negative_slope),
         **call.constants(),
-        **constants(tile, precision),
+        **constants(tile, precision, device_of(call.input.device).target),
         GROUP=call.tiles_at_once(tile.pixels),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -115,7 +115,7 @@ def why_not_bitmask(grid: BlockGrid, precision: str) -> str | None:
 
 
 def is_trusted(form: Form, device: Device) -> bool:
-    """False for the bitmask kernel on sm_90, where a network that ran it ended in an illegal access (docs/gpu.md).
+    """False for the bitmask kernel on sm_90, which has not run there since its machine code was mended (docs/gpu.md).
 
     It runs where it is asked for by name.
     """

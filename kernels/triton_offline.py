@@ -145,7 +145,7 @@ def compile_bitmask(tile: Tile, precision: str, dtype: str, geometry: str, targe
         **GEOMETRIES[geometry],
         **UNIT,
         **EPILOGUE,
-        **triton_bitmask.constants(tile, precision),
+        **triton_bitmask.constants(tile, precision, target),
         **changes,
     }
     pointers = _pointers(dtype, "blocks")

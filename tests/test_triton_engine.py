@@ -181,6 +181,17 @@ def test_bitmask_matches_float64(engine: ModuleType, case: Case, dtype: torch.dt
     check(engine, replace(case, form={"kernel": "bitmask"}), dtype, "tf32")
 
 
+@pytest.mark.skipif(GPU, reason="a GPU runs what is compiled for it alone")
+@pytest.mark.parametrize("name", ["3x3", "1x1", "nothing stored"])
+def test_bitmask_matches_float64_where_row_0_is_under_a_branch(
+    engine: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    devices = importlib.import_module("fxdbsr.kernels.triton_device")
+    kernel = importlib.import_module("fxdbsr.kernels.triton_bitmask")
+    monkeypatch.setattr(kernel, "device_of", lambda _: devices.A100)
+    check(engine, replace(BITMASK[name], form={"kernel": "bitmask"}), torch.float16)
+
+
 PRECISE = {
     "3x3": Case(),
     "1x1, edge blocks": Case(kernel=(1, 1), padding=(0, 0), channels=72, outputs=56),

@@ -118,6 +118,12 @@ def test_kernels_start_before_the_last_one_ends_on_sm_90_alone(target: str) -> N
         assert text.find("cp.async") > wait  # activations may be what the kernel ahead writes
 
 
+def test_one_product_of_the_bitmask_kernel_is_under_no_branch_on_sm_90(facts: dict[Shipped, Future[Facts]]) -> None:
+    for entry in SHIPPED:
+        if (entry.target, entry.kernel) == ("cuda:90", "bitmask"):
+            assert facts[entry].result().mix()["BRA"] == 3 + 1  # three products, and the next step
+
+
 def test_3xtf32_adds_each_step_outside_of_the_matrix_unit(facts: dict[Shipped, Future[Facts]]) -> None:
     for target in ("cuda:80", "cuda:90"):
         of = {e.tile.outputs: facts[e].result() for e in SHIPPED if (e.target, e.precision) == (target, "3xtf32")}
@@ -213,6 +219,17 @@ def test_copies_of_8_bytes_go_through_l1() -> None:
 def test_an_operand_that_is_stored_first_is_found() -> None:
     facts = compile_gather(Tile(64, 32, 32, 4, 3, True), "3xtf32", "fp32", "1x1", "cuda:90", ONCE=False)
     assert "stores to shared memory" in found(facts, "3xtf32", matrix="HMMA")
+
+
+@pytest.mark.skipif(triton_version() >= (3, 8), reason="newer versions carry an assembler without this error")
+def test_an_address_made_under_another_branch_is_found() -> None:
+    entry = next(e for e in SHIPPED if (e.target, e.kernel, e.tile.warps) == ("cuda:90", "bitmask", 4))
+    assert "reads where not every way to it says" in "; ".join(entry.faults(entry.compile(FIRST=False)))
+
+
+def test_unsettled_addresses_are_a_fault() -> None:
+    facts = Facts("cuda:80", 128, 0, 1024, "HMMA", 2, ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128"), ("a sentence",))
+    assert found(facts) == "a sentence"
 
 
 @pytest.mark.parametrize("target", TARGETS)
