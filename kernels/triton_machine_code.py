@@ -105,15 +105,16 @@ def _copy_faults(facts: Facts, copy_bytes: int, through_l1: bool, look_ups: int)
 
 
 def _order_faults(facts: Facts) -> list[str]:
-    """A barrier must stand between the last wait for wgmma and the next asynchronous copy into its operands."""
+    """A barrier must stand between each wait for wgmma and the next asynchronous copy into its operands."""
     waits = [i for i, op in enumerate(facts.loop) if op.startswith("WARPGROUP.DEPBAR")]
     if "HGMMA" not in facts.mix():
         return []
-    after = facts.loop[waits[-1] :] if waits else facts.loop
-    copy = next((i for i, op in enumerate(after) if op.startswith("LDGSTS.")), len(after))
-    if waits and (copy == len(after) or any(op.startswith("BAR.") for op in after[:copy])):
-        return []
-    return ["no barrier between the wait for the matrix unit and the copy into its operands"]
+    for wait in waits:
+        after = facts.loop[wait:] + facts.loop[:wait]  # the next step as well
+        copy = next((i for i, op in enumerate(after) if op.startswith("LDGSTS.")), len(after))
+        if copy < len(after) and not any(op.startswith("BAR.") for op in after[:copy]):
+            return ["no barrier between a wait for the matrix unit and the copy into its operands"]
+    return [] if waits else ["no wait for the matrix unit"]
 
 
 def read_amd(text: str, shared: int, target: str) -> Facts:

@@ -244,6 +244,10 @@ def test_a_missing_barrier_is_found() -> None:
     assert "no barrier" in found(facts)
     with_barrier = replace(facts, loop=(*loop[:2], "BAR.SYNC.DEFER_BLOCKING", *loop[2:]))
     assert found(with_barrier) == ""
+    late = replace(facts, loop=(loop[2], *loop[:2], "BRA"))  # the copy of the next step
+    assert "no barrier" in found(late)
+    assert "no barrier" in found(replace(facts, loop=(*with_barrier.loop[:-1], *loop)))
+    assert "no wait" in found(replace(facts, loop=(loop[0], *loop[2:])))
 
 
 def test_amd_spills_are_found() -> None:
