@@ -36,15 +36,18 @@ def gather_clocks(tile: Tile, precision: str, taps: int, device: Device) -> floa
 
 
 def bitmask_clocks(tile: Tile, precision: str, taken: float, taps: int, device: Device) -> float:
-    """Clocks of one step of the bitmask kernel in which `taken` rows, on average, have a block."""
+    """Clocks of one step of the bitmask kernel in which `taken` rows of four, on average, have a block."""
     row = tile.depth * (2 if precision == "16" else 4)
-    products = taken * 2 * tile.pixels * tile.outputs * tile.depth / _rate(tile, precision, device)
+    # with wgmma, row 0's product is formed in every step
+    formed = taken + 1 - taken / 4 if on_wgmma(tile, precision, device) else taken
+    products = formed * 2 * tile.pixels * tile.outputs * tile.depth / _rate(tile, precision, device)
     fixed, each = BITMASK_INSTRUCTIONS
     cached = taps > 1 and tile.cache == ".ca"
-    port = tile.pixels + taken * (tile.outputs + _read(tile, precision, device)) + (tile.pixels if cached else 0)
+    read = formed * _read(tile, precision, device)
+    port = tile.pixels + taken * tile.outputs + read + (tile.pixels if cached else 0)
     fetched = tile.pixels * (FROM_L2 if cached else 1) + taken * tile.outputs
     return max(
-        products, (fixed + each * taken) * tile.warps / 4, port * row / device.shared, fetched * row / device.l2
+        products, (fixed + each * formed) * tile.warps / 4, port * row / device.shared, fetched * row / device.l2
     )  # fmt: skip
 
 

@@ -68,6 +68,7 @@ def test_first_convs_multiply_on_the_matrix_unit_without_spills(
     triton_stem.conv(x, weight, bias, (stride,) * 2, (padding,) * 2, (1, 1), "relu", 0.0)
     (facts,) = compiled.facts
     assert facts.spills == 0
+    assert facts.unsettled == ()
     assert facts.matrix == MATRIX[target][0 if outputs >= 64 else -1]
 
 

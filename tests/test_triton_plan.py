@@ -248,6 +248,14 @@ def test_blocks_that_are_not_taken_cost_less() -> None:
     assert bitmask_clocks(tile, "16", 1, 9, H200) < bitmask_clocks(tile, "16", 4, 9, H200)
 
 
+def test_row_0_costs_a_product_in_every_step_of_wgmma() -> None:
+    tile = bitmask_tile("16", (64, 32), 1)
+    wgmma = replace(H200, l2=1e9, shared=1e9, synchronous=1.0)  # products and instructions alone
+    other = replace(wgmma, target="cuda:80")
+    for taken, formed in ((1, 1.75), (2, 2.5), (4, 4)):
+        assert bitmask_clocks(tile, "16", taken, 1, wgmma) == bitmask_clocks(tile, "16", formed, 1, other)
+
+
 def test_work_counts_the_steps_of_the_tables() -> None:
     grid = BlockGrid.of((96, 128, 3, 3), (32, 32))
     keep = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0)) < 0.5
