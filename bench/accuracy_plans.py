@@ -65,6 +65,14 @@ def comparison() -> Iterator[Setting]:
         yield from arms(seed, (0.5, 0.7, 0.9))
 
 
+def more_seeds() -> Iterator[Setting]:
+    """Five seeds more of the default, gradual pruning and dense nets: at 50 % the first five were on the edge."""
+    for seed in range(len(SEEDS), 2 * len(SEEDS)):
+        yield Setting("dense", seed, **TUNED["dense"])
+        for sparsity in (0.5, 0.9, 0.7, 0.3):
+            yield from (Setting(arm, seed, sparsity, **TUNED[arm]) for arm in PAIR)
+
+
 def clamp() -> Iterator[Setting]:
     """The authors' form, which takes gamma where others take a sparsity."""
     for seed in SEEDS:
@@ -195,7 +203,7 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, when, tune_clamp, tune_digits, tune_narrow, comparison, clamp, low, digits,
+    tune, when, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
     clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

@@ -1,7 +1,7 @@
 """Gradual block pruning as `fxdbsr.Sparsifier` does it, with the choices that the comparison varies.
 
-With the defaults of a `Setting` and trainable scales this is the Sparsifier's schedule, mask for mask (a test holds
-it to that); with frozen scales it is gradual block-magnitude pruning; with `begin == end` it is one-shot pruning.
+With trainable scales this is the Sparsifier's schedule, mask for mask (a test holds it to that); with frozen scales it
+is gradual block-magnitude pruning; with `begin == end` it is one-shot pruning.
 """
 
 from __future__ import annotations
