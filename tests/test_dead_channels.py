@@ -108,6 +108,23 @@ class Cat(nn.Module):
         return out
 
 
+def test_a_constant_branch_keeps_the_axes_of_a_single_image() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.branch = conv(4, 8), conv(8, 8, bias=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return x + self.branch(x)
+
+    model = Net()
+    found = converted(model, X, rows={"branch": [0, 1]})
+    assert "branch" not in dict(found.named_modules())
+    dense = model.a(X[0].double()) + model.branch.bias[:, None, None]
+    torch.testing.assert_close(found(X[0].double()), dense)
+
+
 def test_cat_counts_by_offsets() -> None:
     found = converted(Cat(), X, rows={"b": [0]}, columns={"c": [1]})
     assert figures(found, X) == {"a": (4, 64, 16, 140), "b": (4, 64, 16, 140), "c": (4, 128, 32, 272)}

@@ -120,7 +120,7 @@ class SetPlace:
 class UseConstant:
     """The argument of `node` at `position` holds `constant [C]` everywhere: a tensor of the model takes its place.
 
-    The channels of the result are `labels`, along `axis` of `rank`.
+    The channels of the result are `labels`, along `axis` of `rank`. It broadcasts: a single image has no axis before.
     """
 
     node: fx.Node
@@ -133,7 +133,7 @@ class UseConstant:
     def apply(self, kept: Kept, model: fx.GraphModule) -> None:
         """See the class."""
         held = self.constant[kept.positions(self.labels)]
-        held = held.view([-1 if axis == self.axis else 1 for axis in range(self.rank)])
+        held = held.view([-1, *[1] * (self.rank - 1 - self.axis)])
         with self.node.graph.inserting_before(self.node):
             set_argument(self.node, (self.position,), add_buffer(model, f"{self.node.name}_constant", held))
 
