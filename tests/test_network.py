@@ -288,6 +288,41 @@ def test_a_write_into_the_input_keeps_the_graph() -> None:
             assert torch.equal(x, 2 * ones)
 
 
+class Shapes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.conv(x)
+        return {"levels": [y, y * 2], "largest": torch.max(y, 1)}
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+def test_lists_and_dicts_of_the_output_may_be_changed(batch: int) -> None:
+    model, x = converted(Shapes()), torch.randn(batch, 3, 6, 6)
+    with torch.no_grad():
+        found, expected = model(x), graph_call(model, x)
+    assert (type(found), type(found["levels"])) == (dict, list)
+    assert type(found["largest"]) is torch.return_types.max
+    torch.testing.assert_close(found["levels"], expected["levels"])  # type: ignore[index]
+
+
+def test_a_forward_with_any_number_of_arguments_takes_one() -> None:
+    class Starred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+
+        def forward(self, *images: Tensor) -> Tensor:
+            result: Tensor = self.conv(images[0])
+            return result
+
+    model, x = converted(Starred()), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), graph_call(model, x))
+
+
 def test_ten_thousand_calls_from_eight_threads() -> None:
     model = converted(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1)))
     inputs = [torch.randn(1, 3, 5, 5) for _ in range(8)]

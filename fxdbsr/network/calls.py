@@ -110,7 +110,7 @@ class Planned:
         for start in range(0, self.batch, self.chunk):
             stop = min(start + self.chunk, self.batch)
             self._part(stop - start, {node: x[start:stop] for node, x in values.items()})
-        return fx.node.map_arg(self.output.args[0], values.__getitem__)
+        return filled(self.output.args[0], values)
 
     def _part(self, size: int, values: dict[fx.Node, Any]) -> Any:
         if size not in self.plans:
@@ -122,11 +122,26 @@ class Planned:
         except IndexError:
             memory = Memory(plan, self.modules)
         seen = memory.run(values)
-        output = fx.node.map_arg(self.output.args[0], seen.__getitem__)
+        output = filled(self.output.args[0], seen)
         if not plan.is_whole:
             output = map_tensors(output, lambda t: t.clone() if memory.owns(t) else t)
         free.append(memory)
         return output
+
+
+def filled(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """`argument` of a node with `values` in the place of nodes, in lists and dicts that the caller may change."""
+    match argument:
+        case fx.Node():
+            return values[argument]
+        case dict():
+            return {key: filled(value, values) for key, value in argument.items()}
+        case list():
+            return [filled(value, values) for value in argument]
+        case tuple():
+            items = [filled(value, values) for value in argument]
+            return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)
+    return fx.node.map_arg(argument, values.__getitem__)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -82,7 +82,8 @@ class Runner:
         self.constants = [get_attribute(module, str(n.target)) for n in nodes if n.op == "get_attr"]
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
         foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
-        self.usable = bool(self.inputs) and not writes_input and not foreign
+        starred = any(str(n.target).startswith("*") for n in self.inputs)
+        self.usable = bool(self.inputs) and not writes_input and not foreign and not starred
         self.state: Any = None
         self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
         self.plans: OrderedDict[Any, Planned] = OrderedDict()
