@@ -116,13 +116,14 @@ def test_a_constant_branch_keeps_the_axes_of_a_single_image() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x)
-            return x + self.branch(x)
+            y: Tensor = x + self.branch(x)
+            return y
 
     model = Net()
     found = converted(model, X, rows={"branch": [0, 1]})
     assert "branch" not in dict(found.named_modules())
-    dense = model.a(X[0].double()) + model.branch.bias[:, None, None]
-    torch.testing.assert_close(found(X[0].double()), dense)
+    assert model.branch.bias is not None
+    torch.testing.assert_close(found(X[0].double()), model.a(X[0].double()) + model.branch.bias[:, None, None])
 
 
 def test_cat_counts_by_offsets() -> None:

@@ -305,7 +305,7 @@ def test_lists_and_dicts_of_the_output_may_be_changed(batch: int) -> None:
         found, expected = model(x), graph_call(model, x)
     assert (type(found), type(found["levels"])) == (dict, list)
     assert type(found["largest"]) is torch.return_types.max
-    torch.testing.assert_close(found["levels"], expected["levels"])  # type: ignore[index]
+    torch.testing.assert_close(found["levels"], expected["levels"])
 
 
 def test_a_forward_with_any_number_of_arguments_takes_one() -> None:
