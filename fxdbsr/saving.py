@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdbsr.baking import bake_pruning
-from fxdbsr.converted import STATE, ConvertedModule, read_record
+from fxdbsr.converted import STATE, ConvertedModule, describe, read_record
 from fxdbsr.copies import copied
 from fxdbsr.files import as_path, writing
 from fxdbsr.graph import called_module
@@ -34,12 +34,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: of a safetensors file where it ends in ".safetensors", else of one that `torch.save` writes.
 
     Raises:
-        TypeError, ValueError: no module or no path; a module that is not converted.
+        TypeError, ValueError: no module or no path; a module that is not converted, or was in parts, or that no file of
+            tensors describes.
         ImportError: safetensors is not installed. OSError: the file cannot be written.
     """
     model = unwrap(model)
-    if not isinstance(model, ConvertedModule):
-        raise ValueError(f"model: expected a converted model, got {type(model).__name__}: call fxdbsr.convert first")
+    if (reason := why_not_saved(model)) is not None:
+        raise ValueError(f"model: {reason}")
     path = as_path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with writing(path) as unfinished:
@@ -51,6 +52,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             save_file(whole, unfinished, {"format": "pt"})
         else:
             torch.save(state, unfinished)
+
+
+def why_not_saved(model: nn.Module) -> str | None:
+    """Why no file of tensors describes `model`, as a sentence, or None."""
+    kind = type(model).__name__
+    if isinstance(model, ConvertedModule):
+        reason = describe(model).get("why_not")
+        return None if reason is None else f"no file of tensors describes {kind}: {reason}"
+    if any(isinstance(module, ConvertedModule | PackedConv) for module in model.modules()):
+        return f"{kind} was converted in parts, which no file of tensors describes; torch.export.save and torch.save do"
+    return f"expected a converted model, got {kind}: call fxdbsr.convert first"
 
 
 def load(

@@ -164,6 +164,27 @@ def test_convert_writes_a_file_that_holds_the_converted_model(
         assert torch.equal(state[key], value)
 
 
+def test_convert_writes_no_tensors_of_a_model_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "parts.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(4, 8, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.conv(x) if x.dim() == 4 else x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["convert", "parts:Net", "--block", "4x4", "--shape", "1x4x8x8", "-o"]
+    assert main([*arguments, "a.pt"]) == 2
+    assert "Net was converted in parts" in capsys.readouterr().err
+    assert not Path("a.pt").exists()
+    assert main([*arguments, "a.pt2"]) == 0
+
+
 def test_convert_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "small.pt"
     assert main(["convert", "resnet20", "--block", "8", "--sparsity", "0.5", "-o", str(output)]) == 0

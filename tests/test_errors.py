@@ -64,6 +64,18 @@ class Twice(nn.Module):
         return 2 * y if twice > 1 else y
 
 
+class Turns(nn.Module):
+    """Takes a step with a number that JSON does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y * 1j
+
+
 def state_of_another(folder: Path) -> Path:
     fxdbsr.save(fxdbsr.convert(fxdbsr.prepare(nn.Sequential(nn.Conv2d(4, 4, 1)), 4)), folder / "other.pt")
     return folder / "other.pt"
@@ -230,6 +242,10 @@ ERRORS: list[tuple[str, str, type[Exception], str, Callable[[Here], Any]]] = [
      lambda here: ANY.save(fast().state_dict(), here.folder / "a")),
     ("save", "a module that is not converted", ValueError, "expected a converted model",
      lambda here: ANY.save(prepared(), here.folder / "a")),
+    ("save", "was in parts", ValueError, r"Twice was converted in parts.* torch\.export\.save",
+     lambda here: ANY.save(ANY.convert(ANY.prepare(Twice(), 4)), here.folder / "a")),
+    ("save", "that no file of tensors describes", ValueError, "mul: 1j is no plain value",
+     lambda here: ANY.save(ANY.convert(ANY.prepare(Turns(), 4)), here.folder / "a")),
     ("save", "safetensors is not installed", ImportError, "safetensors", save_without_safetensors),
     ("save", "the file cannot be written", OSError, "none",
      lambda here: ANY.save(fast(), here.folder / "none" / "a.pt")),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdbsr import saving
 from fxdbsr.api import convert
 from fxdbsr.commands.output import add_json, check_outputs, put
 from fxdbsr.commands.source import add_source, load_source
@@ -81,18 +82,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def save(model: nn.Module, x: Tensor, path: Path) -> None:
-    """`model` to `path`: an exported program for any batch size, loaded again and compared, or its state dict.
+    """`model` to `path`: an exported program for any batch size, loaded again and compared, or what `load` reads.
 
     Raises:
         ImportError: safetensors is not installed.
+        ValueError: no file of tensors describes the model.
         RuntimeError: the file computes something else than the model.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    elif path.suffix == ".pt":
-        torch.save(model.state_dict(), path)
+    if path.suffix != ".pt2":
+        saving.save(model, path)
     else:
         batch = torch.export.Dim("batch", min=1, max=4096)
         pair = torch.cat([x, x]) if len(x) == 1 else x  # a batch of 1 would be taken for a constant
