@@ -300,6 +300,16 @@ def test_foreign_checkpoints_are_refused_by_name(
     assert message in err
 
 
+def test_a_checkpoint_that_was_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pt"
+    torch.save(resnet20().state_dict(), path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=rf"--checkpoint: {path}: no checkpoint, or damaged"):
+            read_checkpoint(path)
+
+
 @pytest.mark.parametrize("line", ["{", "[1]"])
 def test_a_broken_history_is_refused_by_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log").write_text('{"loss": 1}\n' + line + "\n")

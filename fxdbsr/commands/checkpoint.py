@@ -76,9 +76,11 @@ def read_checkpoint(path: Path, option: str = "--checkpoint") -> Checkpoint:
 
             return Checkpoint(path, dict(load_file(path)), option=option)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ImportError):
+    except ImportError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # else torch's, at a place that is cut off
+            raise
         cause = str(error) or type(error).__name__
         raise ValueError(f"{option}: {path}: no checkpoint, or damaged: {cause}") from error
     whole = found if isinstance(found, dict) else {}
