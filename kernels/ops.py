@@ -64,8 +64,7 @@ def _check(
     axes = values.dim() - 3
     if not 1 <= axes <= 3:
         raise ValueError(f"values: expected [nnz, BO, BC, *kernel] with 1 to 3 taps axes, got {values.shape}")
-    if input.dim() != axes + 2 or input.shape[1] != in_channels:
-        raise ValueError(f"input: expected [N, {in_channels}] and {axes} more axes, got {tuple(input.shape)}")
+    _check_channels(input, values, in_channels)
     if input.dtype != values.dtype:
         raise TypeError(f"input: expected the dtype of values, {values.dtype}, got {input.dtype}")
     if not input.dtype.is_floating_point:
@@ -90,6 +89,12 @@ def _check(
     if residual is not None and (residual.shape != whole or residual.dtype != input.dtype):
         raise ValueError(f"residual: expected {whole} {input.dtype}, got {tuple(residual.shape)} {residual.dtype}")
     return spatial
+
+
+def _check_channels(input: Tensor, values: Tensor, in_channels: int) -> None:
+    axes = values.dim() - 3
+    if input.dim() != axes + 2 or input.shape[1] != in_channels:
+        raise ValueError(f"input: expected [N, {in_channels}] and {axes} more axes, got {tuple(input.shape)}")
 
 
 @torch.library.impl(_library, "conv", "CompositeExplicitAutograd")
@@ -157,7 +162,8 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 @torch.library.register_fake("fxdbsr::conv", lib=_library)  # type: ignore[untyped-decorator]
 def _fake(input: Tensor, values: Tensor, *args: Any) -> Tensor:
-    out_channels, stride, padding, dilation = args[6:10]
+    in_channels, out_channels, stride, padding, dilation = args[5:10]
+    _check_channels(input, values, in_channels)  # plans of the CPU engine are made from shapes, and trust them
     spatial = output_size(input.shape[2:], values.shape[3:], stride, padding, dilation)
     return empty_output(input, out_channels, spatial)
 

@@ -25,6 +25,7 @@ from bench.coverage import BOUND
 from bench.small_net import SmallNet, sparse
 from fxdbsr.converted import ConvertedModule
 from fxdbsr.kernels import jit
+from fxdbsr.layers import blocked_layers
 from fxdbsr.nn.packed import PackedConv
 
 BACKENDS = ("auto", "reference", "dense")
@@ -294,6 +295,24 @@ def test_inputs_that_the_dense_model_refuses_are_refused(prepared: nn.Module, ba
     for nothing in (None, x.numpy(), [x]):
         with pytest.raises(TypeError, match="input: expected a tensor, got"):
             fast(nothing)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference", "dense", "compact"])
+@pytest.mark.parametrize("channels", [1, 7, 9, 16])
+def test_inputs_with_another_number_of_channels_are_refused(engine: str, channels: int) -> None:
+    if engine == "cpu" and not has_cpu_engine():
+        pytest.skip("llvmlite is not installed, or no vector unit that the CPU engine knows")
+    prepared = fxdbsr.prepare(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval(), 4)
+    for layer in blocked_layers(prepared):
+        layer.set_mask(torch.tensor([[True, False], [False, False]]))
+    fast = fxdbsr.convert(prepared)
+    for module in fast.modules():
+        if isinstance(module, PackedConv):
+            module.use(engine, "it is tested")
+    with torch.no_grad():
+        assert fast(torch.randn(1, 8, 9, 9)).shape == (1, 8, 5, 5)
+        with pytest.raises((ValueError, RuntimeError), match="expected"):
+            fast(torch.randn(1, channels, 9, 9))
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu", "reference", "dense"])

@@ -65,8 +65,8 @@ def _fits(layer: PackedConv, x: Tensor, residual: Tensor | None) -> bool:
     """True where the operator can add `residual`: it does not broadcast and has the dtype of the output."""
     if residual is None:
         return True
-    if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
-        return False
+    if not isinstance(residual, Tensor) or residual.dtype != x.dtype or residual.dim() != x.dim():
+        return False  # before sizes are compared: with other axes, an exported batch could not be as large as one
     grid = layer.grid if layer.lift is None else layer.lift.grid
     spatial = output_size(x.shape[2:], grid.kernel_size, *layer.sizes[2:5])
     return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
@@ -111,6 +111,8 @@ def _compact(layer: PackedConv, x: Tensor, live: bool) -> Tensor:
     weight, rows, columns = layer.derived()
     weight = layer.compact_weight(rows, columns) if live else weight
     axis = 1 if layer.grid.kernel_size else x.dim() - 1
+    if x.shape[axis] != layer.grid.in_channels:  # torch would not tell where more are given
+        raise ValueError(f"input: expected {layer.grid.in_channels} on axis {axis}, got {tuple(x.shape)}")
     x = compact.take_channels(x, columns, axis) if len(columns) < layer.grid.in_channels else x
     y = torch_layer(x, weight, None if layer.bias is None else layer.bias[rows], layer)
     if len(rows) == layer.grid.out_channels:
