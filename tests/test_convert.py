@@ -224,6 +224,34 @@ def test_residuals_that_broadcast_stay_right(backend: str) -> None:
     assert worst(fxdbsr.convert(prepared, backend=backend), prepared, x) <= BOUND
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("layer", "size", "shape"),
+    [
+        *((nn.Conv1d(4, 4, 1), (2, 4, 6), shape) for shape in ((), (6,), (4, 1), (2, 4, 6))),
+        *((nn.Linear(4, 4), (2, 3, 4), shape) for shape in ((), (4,), (3, 1), (2, 1, 1), (2, 3, 4))),
+        (nn.Linear(4, 4), (3, 4), (1, 3, 4)),
+        (nn.ConvTranspose2d(4, 4, 2, 2), (2, 4, 3, 3), (6,)),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_layers_that_become_2d_convs_take_residuals_that_broadcast(
+    layer: nn.Module, size: tuple[int, ...], shape: tuple[int, ...], backend: str
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.shift = layer, nn.Parameter(torch.randn(shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.layer(x) + self.shift)
+
+    x = torch.randn(size)
+    prepared = fxdbsr.prepare(Model().eval(), 2, types=(type(layer),))
+    torch.testing.assert_close(fxdbsr.convert(prepared, backend=backend)(x), prepared(x))
+
+
 def test_modules_called_by_keyword_convert() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -70,12 +70,17 @@ class Lift:
                 return y.squeeze(2)
         return y
 
-    def residual(self, residual: Tensor) -> Tensor | None:
-        """What is added to the layer's output as the conv's epilogue adds it; None where outputs move first."""
-        if self.moves != (1, 1):
+    def residual(self, residual: Tensor, x: Tensor) -> Tensor | None:
+        """What is added to the layer's output for `x` as the conv's epilogue adds it.
+
+        None where outputs move first, or where it broadcasts in a way that the conv's axes do not show.
+        """
+        if self.moves != (1, 1) or residual.dim() != x.dim():
             return None
-        axes = len(self.own.kernel_size)
-        return residual.reshape(-1, self.own.out_channels, 1, 1) if axes == 0 else self.image(residual)
+        if self.own.kernel_size:
+            return self.image(residual)
+        whole = residual.shape == (*x.shape[:-1], self.own.out_channels)
+        return residual.reshape(-1, self.own.out_channels, 1, 1) if whole else None
 
 
 def lift_of(

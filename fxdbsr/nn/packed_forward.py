@@ -53,7 +53,7 @@ def _lifted(layer: PackedConv, x: Tensor, residual: Tensor | None, batched: bool
     """The layer as a 2-d conv, `x` in the layer's own axes."""
     assert layer.lift is not None
     image = layer.lift.image(x)
-    added = None if residual is None or not batched else layer.lift.residual(residual)
+    added = layer.lift.residual(residual, x) if batched and isinstance(residual, Tensor) else None
     alone = residual is None or (added is not None and _fits(layer, image, added))
     planar = _by_operator(layer, image, added if alone else None, layer.activation if alone else "none")
     y = layer.lift.result(planar, x)
