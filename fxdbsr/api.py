@@ -15,7 +15,7 @@ from fxdbsr.copies import copied
 from fxdbsr.kernels.choice import as_backend, check_available
 from fxdbsr.lowered import dense_module, lowered
 from fxdbsr.nn.packed import PackedConv
-from fxdbsr.nn.scaled import Blocked
+from fxdbsr.nn.scaled import Blocked, ScaledLayer
 from fxdbsr.passes import CONVERT, TO_DENSE
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.selection import CONV_TYPES, Selection
@@ -109,8 +109,8 @@ def convert(
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, a model without layers to block or converted already,
-            NaN or infinity in weights, scales or batch norms (the layer is named), or tensors on the meta device,
-            which have no values. `model` is then unchanged.
+            NaN or infinity in weights, scales or batch norms, weights of blocked layers that a hook computes (the layer
+            is named), or tensors on the meta device, which have no values. `model` is then unchanged.
         RuntimeError: the backend that was asked for by name cannot run here.
     """
     model = unwrap(model)
@@ -129,9 +129,10 @@ def convert(
     if is_prepared:
         check_block_size(model, block_size)
     with unchanged_on_error(model) if inplace else nullcontext():
-        source = model if inplace else _copied(model)
+        source = (model if inplace else _copied(model)).eval()
+        bake_blocked_weights(source)
         if not is_prepared:
-            bake_weights(source.eval())
+            bake_weights(source.modules())
             source = prepared(source, Selection(BlockConfig(as_block_size(block_size))), None, trace_eval)
         weight = next(p for p in source.parameters() if p.is_floating_point())
         check_available(backend, weight.dtype, weight.device)
@@ -161,7 +162,14 @@ def to_dense(model: nn.Module) -> nn.Module:
     ):
         raise ValueError(f"model: expected a prepared or converted model, got {type(source).__name__}")
     check_has_values(source)
-    return lowered(_copied(source).eval(), TO_DENSE, Lowering("dense"), dense_module)
+    source = _copied(source).eval()
+    bake_blocked_weights(source)
+    return lowered(source, TO_DENSE, Lowering("dense"), dense_module)
+
+
+def bake_blocked_weights(model: nn.Module) -> None:
+    """`bake_weights` for the blocked layers of `model`, which somebody pruned or parametrized; others keep theirs."""
+    bake_weights(module for module in model.modules() if isinstance(module, ScaledLayer))
 
 
 def check_has_values(model: nn.Module) -> None:

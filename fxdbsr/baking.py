@@ -8,6 +8,7 @@ orthogonal) are constants in eval mode, too.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torch.nn.utils.prune import BasePruningMethod
 
 
 @torch.no_grad()
-def bake_weights(model: nn.Module) -> None:
-    """Make every pruned or parametrized tensor of `model`, which is in eval mode, a parameter of its present value.
+def bake_weights(modules: Iterable[nn.Module]) -> None:
+    """Make every pruned or parametrized tensor of `modules`, in eval mode, a parameter of its present value.
 
     In place; no tensor is written to, so that what else holds one keeps its value.
     """
-    for module in list(model.modules()):
+    for module in list(modules):
         if parametrize.is_parametrized(module):
             bake_parametrizations(module)
         bake_pruning(module)

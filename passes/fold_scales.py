@@ -19,7 +19,7 @@ def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
     """Fold every scale and mask of the graph into its weight.
 
     Raises:
-        ValueError: NaN or infinity in a scale or weight; the message names the layer.
+        ValueError: NaN or infinity in a scale or weight, or a weight that a hook computes; the message names the layer.
     """
     for node in list(model.graph.nodes):
         if isinstance(layer := called_module(node), ScaledFunction):
@@ -27,6 +27,8 @@ def fold_scales(model: fx.GraphModule, lowering: Lowering) -> None:
     keep_what_is_read(model)
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
     for name, layer in layers.items():
+        if layer._parameters.get("weight") is None:
+            raise ValueError(f"{name}.weight: a hook computes it: remove it first, or hook before prepare")
         for what, tensor in (("scale", layer.scale), ("weight", layer.weight), ("bias", layer.bias)):
             check_finite(tensor, f"{name}.{what}")  # type: ignore[arg-type]
     for layer in layers.values():

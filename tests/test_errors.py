@@ -46,6 +46,16 @@ def broken(name: str, value: float = torch.nan) -> Any:
     return model
 
 
+def hooked_weight() -> Any:
+    """A prepared net of which a layer has lost its weight to a hook, as those of `torch.nn.utils.weight_norm`."""
+    model = prepared()
+    layer = model.get_submodule("3")
+    layer.original = layer._parameters.pop("weight")
+    layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", module.original * 2))
+    model(X)
+    return model
+
+
 def ready(**options: Any) -> fxdbsr.Sparsifier:
     model = prepared()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -222,6 +232,8 @@ ERRORS: list[tuple[str, str, type[Exception], str, Callable[[Here], Any]]] = [
      lambda _: ANY.convert(net().to("meta"), block_size=4)),
     ("convert", "or tensors on the meta device, which have no values", ValueError, r"0\.weight: expected a tensor that",
      lambda _: ANY.convert(prepared().to("meta"))),
+    ("convert", "weights of blocked layers that a hook computes", ValueError, r"3\.weight: a hook computes it",
+     lambda _: ANY.convert(hooked_weight())),
     ("convert", "NaN or infinity in weights, scales or batch norms", ValueError, "3",
      lambda _: ANY.convert(broken("3.weight"))),
     ("convert", "NaN or infinity in weights, scales or batch norms", ValueError, "3",

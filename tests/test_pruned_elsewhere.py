@@ -178,6 +178,25 @@ def test_other_parametrizations_become_plain_weights(wrap: Any) -> None:
     assert next(row for row in report.rows if row.name == "3").kernel == "reference"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "scale", 0.5),
+        parametrizations.weight_norm,
+    ],
+)
+@torch.no_grad()
+def test_blocked_layers_that_were_changed_after_prepare_convert(change: Any) -> None:
+    prepared, x = fxdbsr.prepare(net(), 8), torch.randn(2, 3, 10, 10)
+    change(prepared.get_submodule("3"))
+    prepared.eval()
+    expected = prepared(x)
+    for found in (fxdbsr.convert(prepared, backend="reference"), fxdbsr.to_dense(prepared)):
+        assert (found(x) - expected).abs().max() <= BOUND * expected.abs().max()
+    assert torch.equal(prepared(x), expected)
+
+
 def test_the_pruned_model_itself_stays_as_it_was() -> None:
     model = net()
     prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
