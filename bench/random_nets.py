@@ -105,6 +105,19 @@ class _Builder:
         x, c = self.any_value()
         self.module(x, self.random.choice((nn.MaxPool2d, nn.AvgPool2d))(3, 1, 1), c)
 
+    def pooled(self) -> None:
+        x, c = self.any_value()
+        o, choice = self.random.choice(CHANNELS), self.random.choice
+        x = self.module(x, self.new_conv(c, o), o)
+        if choice((True, False)):
+            x = self.step("function", [x], o, name="relu")
+        kinds: tuple[Any, ...] = (nn.MaxPool2d, nn.MaxPool2d, nn.AvgPool2d)
+        stride, padding, ceil = choice((None, None, 1, (2, 1))), choice((0, 0, 1)), choice((False, False, True))
+        pool = choice(kinds)(choice((2, 2, (2, 1), (1, 2))), stride, 0, ceil_mode=ceil)
+        if padding and pool.kernel_size == 2:
+            pool.padding = padding
+        self.module(x, pool, o, "pooled", conv=self.add_layer(self.new_conv(o, o)))
+
     def twice(self) -> None:
         x, c = self.any_value()
         self.module(x, self.new_conv(c, c), c, "twice")
@@ -188,9 +201,9 @@ class _Builder:
 
 
 KINDS = {
-    "conv": 9, "depthwise": 2, "transposed": 1, "norm": 4, "activation": 4, "function": 2, "pool": 2, "twice": 1,
-    "in_place": 1, "written_late": 1, "binary": 5, "cat": 2, "parts": 1, "slices": 1, "gate": 1, "pad_channels": 1,
-    "last": 1, "shift": 1, "opaque": 1, "halves": 1,
+    "conv": 9, "depthwise": 2, "transposed": 1, "norm": 4, "activation": 4, "function": 2, "pool": 2, "pooled": 2,
+    "twice": 1, "in_place": 1, "written_late": 1, "binary": 5, "cat": 2, "parts": 1, "slices": 1, "gate": 1,
+    "pad_channels": 1, "last": 1, "shift": 1, "opaque": 1, "halves": 1,
 }  # fmt: skip
 
 

@@ -147,6 +147,10 @@ def _halves(net: RandomNet, x: Tensor, layer: str) -> Any:
     return F.interpolate(y, size=x.shape[-2:])
 
 
+def _pooled(net: RandomNet, x: Tensor, layer: str, conv: str) -> Any:
+    return F.interpolate(net.layer(conv)(net.layer(layer)(x)), size=x.shape[-2:])
+
+
 def _unbound(net: RandomNet, x: Tensor) -> Any:
     parts = x.unbind(1)
     return torch.stack([parts[-1], parts[0]], 1)
@@ -157,7 +161,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "add": _add, "into": _into, "multiply": _multiply, "maximum": _maximum, "cat": _cat, "chunk": _chunk,
     "swap": _swap, "split": _split, "slice": _slice, "narrow": _narrow, "shuffle": _shuffle, "gate": _gate,
     "pad_channels": _pad_channels, "last": _last, "shift": _shift, "number": _number, "softmax": _softmax,
-    "halves": _halves, "unbound": _unbound,
+    "halves": _halves, "pooled": _pooled, "unbound": _unbound,
 }  # fmt: skip
 
 
