@@ -82,16 +82,36 @@ def _same_constant(a: Any, b: Tensor) -> bool:
     return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(a, b)
 
 
+def is_size(node: fx.Node) -> bool:
+    """True where `node` is no tensor for certain: a size of one, or what Python computes with sizes."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _ATTRIBUTES
+    return node.target in _ARITHMETIC and all(map(is_size, node.all_input_nodes))
+
+
+_SIZES = {"size", "dim", "ndimension", "numel", "stride"}
+_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+_ARITHMETIC = {
+    operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
+    operator.neg, operator.pow,
+}  # fmt: skip
+
+
 @contextmanager
 def values_are_tensors() -> Iterator[None]:
     """Let models that ask `isinstance(x, Tensor)` get True for the stand-ins of tensors that they are traced with.
 
-    torch.fx answers False, and so records the branch that no tensor takes. Its own questions stay as they are.
+    torch.fx answers False, and so records the branch that no tensor takes. Its own questions stay as they are, and so
+    do those about sizes.
     """
     real = builtins.isinstance
 
     def answer(value: Any, kinds: Any) -> bool:
-        if type(value) is _Proxy and not _asked_by_torch():
+        if type(value) is _Proxy and not _asked_by_torch() and not is_size(value.node):
             return issubclass(Tensor, kinds)
         return real(value, kinds)
 

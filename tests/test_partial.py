@@ -276,6 +276,23 @@ def test_values_are_taken_for_tensors() -> None:
 
 
 @torch.no_grad()
+def test_sizes_are_not_taken_for_tensors() -> None:
+    class Pads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            height = x.size(-2) / 3
+            more = (height.ceil() if isinstance(height, Tensor) else height + 0.5) * 3 - x.shape[-2]
+            y: Tensor = self.conv(x) * more
+            return y
+
+    model = Pads()
+    torch.testing.assert_close(fxdbsr.prepare(model, 4)(X), model(X), rtol=0, atol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "raft_small"])
 def test_detection_and_flow_models(name: str) -> None:
     torch.manual_seed(0)
