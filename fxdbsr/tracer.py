@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,27 @@ class Tracer(fx.Tracer):
         super().__init__()
         self._constants: set[str] = set()
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As torch.fx, but for forwards of which a graph would keep what was true while it was traced.
+
+        Raises:
+            ValueError: it draws random numbers for itself, or switches gradients or autocast on or off.
+        """
+        self._modes, drawn = modes(), random_states()
+        try:
+            graph = super().trace(root, concrete_args)
+            if random_states() != drawn:
+                raise ValueError("its forward draws random numbers, which a graph would hold for ever")
+        finally:
+            set_random_states(drawn)
+        return graph
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As torch.fx, in the modes in which the trace began."""
+        if modes() != self._modes:
+            raise ValueError("its forward switches gradients or autocast, which no graph holds")
+        return super().create_node(*args, **kwargs)
+
     def create_arg(self, a: Any) -> Any:
         """As torch.fx; a tensor that the forward makes is named as in an earlier trace that made the same."""
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
@@ -70,6 +92,23 @@ class Tracer(fx.Tracer):
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)
         return super().call_module(m, forward, args, kwargs)
+
+
+def modes() -> tuple[bool, ...]:
+    """What a forward may switch for a part of itself."""
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast)
+
+
+def random_states() -> tuple[Any, bytes]:
+    """The states of Python's generator and of torch's on the CPU."""
+    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+
+
+def set_random_states(states: tuple[Any, bytes]) -> None:
+    """The inverse of `random_states`."""
+    random.setstate(states[0])
+    torch.set_rng_state(torch.frombuffer(bytearray(states[1]), dtype=torch.uint8))
 
 
 def is_frozen_norm(module: nn.Module) -> bool:

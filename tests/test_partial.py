@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,48 @@ def test_values_are_taken_for_tensors() -> None:
     prepared = fxdbsr.prepare(model, 4)
     assert isinstance(prepared, fx.GraphModule)
     torch.testing.assert_close(prepared(X), model(X), rtol=0, atol=0)
+
+
+class OfTheMoment(nn.Module):
+    """Its forward depends on what is true when it runs: `how` says on what."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
+        if self.how == "torch.rand":
+            y = self.a(x) if torch.rand(()) < 0.5 else 2 * self.a(x)
+        elif self.how == "random.random":
+            y = self.a(x) if random.random() < 0.5 else 2 * self.a(x)
+        elif self.how == "no_grad":
+            with torch.no_grad():
+                y = self.a(x)
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = self.a(x).float()
+        z: Tensor = self.b(y)
+        return z
+
+
+@pytest.mark.parametrize("how", ["torch.rand", "random.random", "no_grad", "autocast"])
+def test_what_is_true_for_the_moment_does_not_stay(how: str) -> None:
+    model = OfTheMoment(how)
+    before = torch.get_rng_state()
+    prepared = fxdbsr.prepare(model, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(blocked_layers(prepared)) == 2
+    for seed in range(8):
+        outputs = []
+        for module in (model, prepared):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            outputs.append(module(X))
+        assert torch.equal(*outputs)
+    outputs[1].sum().backward()
+    weight = prepared.get_submodule("a").weight
+    assert (weight.grad is None) == (how == "no_grad")
 
 
 @torch.no_grad()
