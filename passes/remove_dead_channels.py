@@ -104,4 +104,5 @@ def layer_says(link: Link, flow: Flow, kept: Kept) -> None:
         if torch.isin(roots, flow.root[labels]).any():
             why = reason
             break
-    link.layer.kept_channels = f"{len(roots)} constant channels stay: {why}"  # type: ignore[assignment]
+    stay = "1 constant channel stays" if len(roots) == 1 else f"{len(roots)} constant channels stay"
+    link.layer.kept_channels = f"{stay}: {why}"  # type: ignore[assignment]

@@ -67,6 +67,8 @@ def test_a_constant_next_to_zero_padding_stays() -> None:
     found = converted(model, X, rows={"0": [0]})
     assert figures(found, X) == {"0": (8, 64, 24, 208), "2": (4, 1152, 288, 2320)}
     assert "4 constant channels stay" in str(fxdbsr.report(found, X.double()).rows[0].reason)
+    found = converted(model, X, rows={"0": [3]}, block=1)
+    assert "1 constant channel stays" in str(fxdbsr.report(found, X.double()).rows[0].reason)
 
 
 def test_zero_next_to_padding_and_constants_next_to_reflections_go() -> None:
