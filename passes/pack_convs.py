@@ -1,8 +1,8 @@
 """scaled conv(x) -> packed conv(x): the blocks that are not zero, and the engine that multiplies them.
 
 A conv without block scales goes to an engine whole where that is faster than torch's own (`why_kept`). What no
-engine packs (transposed convs whose kernels overlap, layers with hooks) becomes the torch layer again, with
-the zeros in its weight; `fxdbsr.nn.lift.why_unpacked` says why.
+engine packs (transposed convs whose kernels overlap or whose calls give a size, layers with hooks) becomes the torch
+layer again, with the zeros in its weight; `fxdbsr.nn.lift.why_unpacked` says why.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ WHOLE = (32, 32)  # blocks of a conv that is packed with all its weights
 def pack_convs(model: fx.GraphModule, lowering: Lowering) -> None:
     """Replace every scaled layer by a packed conv, or by the torch layer where it cannot be packed."""
     layers = {str(n.target): m for n in model.graph.nodes if isinstance(m := called_module(n), ScaledLayer)}
+    for node in model.graph.nodes:
+        if node.target in layers and len(node.args) + len(node.kwargs) > 1:
+            layers[str(node.target)].chooses_size = True  # type: ignore[assignment]
     for name, layer in layers.items():
         if why_unpacked(layer) is None:
             model.set_submodule(name, packed(layer, layer.grid, lowering.backend))

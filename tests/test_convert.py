@@ -252,6 +252,25 @@ def test_layers_that_become_2d_convs_take_residuals_that_broadcast(
     torch.testing.assert_close(fxdbsr.convert(prepared, backend=backend)(x), prepared(x))
 
 
+@torch.no_grad()
+def test_transposed_convs_whose_calls_choose_the_size_stay() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.same = nn.ConvTranspose2d(4, 4, 2, 2), nn.ConvTranspose2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x, output_size=[2 * x.shape[2], 2 * x.shape[3]])
+            z: Tensor = self.same(y, [y.shape[2], y.shape[3]])
+            return z
+
+    x = torch.randn(2, 4, 5, 6)
+    prepared = fxdbsr.block_prune_(fxdbsr.prepare(Model().eval(), 2), 0.5)
+    converted = fxdbsr.convert(prepared)
+    torch.testing.assert_close(converted(x), prepared(x))
+    assert [row.reason for row in fxdbsr.report(converted, x).rows] == ["its calls choose the size of their output"] * 2
+
+
 def test_modules_called_by_keyword_convert() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -123,6 +123,8 @@ def why_unpacked(layer: nn.Module) -> str | None:
     assert isinstance(grid, BlockGrid)
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
+    if getattr(layer, "chooses_size", False):
+        return "its calls choose the size of their output"
     if grid.transposed:
         geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
         return None if lift_of(grid, *geometry) else "no engine packs transposed convs whose kernels overlap"
