@@ -102,13 +102,13 @@ def modes() -> tuple[bool, ...]:
 
 def random_states() -> tuple[Any, bytes]:
     """The states of Python's generator and of torch's on the CPU."""
-    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), bytes(torch.get_rng_state().tolist())
 
 
 def set_random_states(states: tuple[Any, bytes]) -> None:
     """The inverse of `random_states`."""
     random.setstate(states[0])
-    torch.set_rng_state(torch.frombuffer(bytearray(states[1]), dtype=torch.uint8))
+    torch.set_rng_state(torch.tensor(list(states[1]), dtype=torch.uint8))
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
