@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_page_default import early, later, one_shot, schedule
+from bench.accuracy_page_default import early, later, rate, schedule
 from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
 from bench.accuracy_plans import PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
@@ -190,8 +190,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "narrow_floor": lambda: floor("narrow"),
     "early": early,
     "schedule": schedule,
-    "one_shot": one_shot,
     "later": later,
+    "rate": rate,
     "trials": trials,
     "confirmed": confirmed,
     "first_look": first_look,

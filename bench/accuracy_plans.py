@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from typing import Any
 
+from bench.accuracy_plans_default import draws, rate, when
 from bench.accuracy_setting import Setting
 from bench.accuracy_trials import FIFTH, FIRST, SECOND, SEVENTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
-from bench.accuracy_tuned import DIGITS, HALF, NARROW, STRONG, TUNED, TUNED_DIGITS, TUNED_NARROW, at
+from bench.accuracy_tuned import DIGITS, NARROW, STRONG, TUNED, TUNED_DIGITS, TUNED_NARROW, at
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
-WHEN = (300, 308)
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 PAIR = ("scaled", "gradual")
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
@@ -32,22 +31,6 @@ def tune() -> Iterator[Setting]:
     for lr, decay in rates:
         for arm, sparsity in arms:
             yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay)
-
-
-def when() -> Iterator[Setting]:
-    """When blocks go, bit by bit and in one shot: seeds on images of their own, beside dense nets."""
-    for seed in range(*WHEN):
-        yield Setting("dense", seed, draw=seed, **STRONG)
-        for begin, end in ((0.1, 0.67), (0.3, 0.67), (0.1, 0.35), (0.1, 0.9), (0.4, 0.8)):
-            yield Setting("scaled", seed, 0.5, draw=seed, begin=begin, end=end, **STRONG)
-    for seed in range(WHEN[0], WHEN[0] + 6):
-        for sparsity, begin in product((0.7, 0.9), (0.1, 0.3)):
-            yield from (Setting(arm, seed, sparsity, draw=seed, begin=begin, **STRONG) for arm in PAIR)
-        yield from (Setting("gradual", seed, 0.5, draw=seed, begin=begin, **STRONG) for begin in (0.1, 0.3))
-        yield Setting("scaled", seed, 0.9, draw=seed, begin=0.1, end=0.9, **STRONG)
-    for seed in range(WHEN[0], WHEN[0] + 3):
-        for sparsity, arm, end in product((0.9, 0.7), ("once_layer", "once"), (0.4, 0.67)):
-            yield Setting(arm, seed, sparsity, draw=seed, end=end, **STRONG)
 
 
 def tune_clamp() -> Iterator[Setting]:
@@ -140,14 +123,6 @@ def narrow_seeds() -> Iterator[Setting]:
                 yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
 
 
-def draws() -> Iterator[Setting]:
-    """Ours against gradual pruning from 10 % on, images drawn anew for each seed: half the width, then the whole."""
-    for width, tuned in ((NARROW, HALF), (32, STRONG)):
-        for seed in range(10, 30):
-            for sparsity in (0.7, 0.9):
-                yield from (Setting(arm, seed, sparsity, draw=seed, width=width, **tuned) for arm in PAIR)
-
-
 def ranking() -> Iterator[Setting]:
     """By which scales blocks are ranked: ten narrow nets, then ten with blocks of 16x16."""
     for shared in (NARROW_TRIAL, {"block": (16, 16)}):
@@ -203,7 +178,7 @@ def screen() -> Iterator[Setting]:
 
 
 ALL = (
-    tune, when, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
+    tune, when, rate, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
     clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}
