@@ -108,7 +108,7 @@ def random_states() -> tuple[Any, bytes]:
 def set_random_states(states: tuple[Any, bytes]) -> None:
     """The inverse of `random_states`."""
     random.setstate(states[0])
-    torch.set_rng_state(torch.tensor(list(states[1]), dtype=torch.uint8))
+    torch.set_rng_state(torch.tensor(list(states[1]), dtype=torch.uint8, device="cpu"))
 
 
 def is_frozen_norm(module: nn.Module) -> bool:

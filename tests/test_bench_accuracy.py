@@ -99,7 +99,7 @@ def test_a_scale_over_its_blocks_squared_norm_moves_the_block_as_far_as_its_weig
 
 
 def test_the_arm_scaled_as_reported_is_the_sparsifier_mask_for_mask() -> None:
-    (begin,) = {tuned["scaled"]["begin"] for tuned in (TUNED, TUNED_NARROW, TUNED_DIGITS)}
+    (begin,) = {tuned["scaled"]["begin"] for tuned in (TUNED, TUNED_DIGITS)}
     setting = replace(TINY, begin=begin)
     mine, theirs = ARMS["scaled"](setting), make_prepared(setting)
     reference = Training(theirs, setting)
