@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bench.accuracy_plans_default import draws, rate, when
+from bench.accuracy_plans_default import PAIR, draws, rate, when
 from bench.accuracy_setting import Setting
 from bench.accuracy_trials import FIFTH, FIRST, SECOND, SEVENTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
@@ -15,7 +15,6 @@ SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
-PAIR = ("scaled", "gradual")
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
 
