@@ -87,7 +87,7 @@ def bitmask_kernel(
     """
     union, pixel_tile = place(pixels, unions, BM, GROUP)
     m = pixel_tile * BM + tl.arange(0, BM)
-    base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
+    base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW, 1)
     first = tl.load(pointers_ptr + union)
     last = tl.load(pointers_ptr + union + 1)
     k = tl.arange(0, BK)

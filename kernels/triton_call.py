@@ -19,7 +19,8 @@ class Call:
         input: `[N, C, H, W]`.
         bias: `[O]` or None.
         residual: `[N, O, P, Q]` or None.
-        output: `[N, O, P, Q]`, to be filled.
+        output: `[N, O, P, Q]`, to be filled; of the pooled pixels where a max pool follows.
+        pool: side of the max pool that follows, 1 for none.
     """
 
     input: Tensor
@@ -32,11 +33,12 @@ class Call:
     dilation: Sequence[int]
     activation: str
     negative_slope: float
+    pool: int = 1
 
     @property
     def pixels(self) -> int:
-        """Output pixels, N*P*Q."""
-        return self.output.numel() // self.output.shape[1]
+        """Output pixels of the conv, N*P*Q; those that the pool reads."""
+        return self.output.numel() // self.output.shape[1] * self.pool**2
 
     def tiles_at_once(self, pixels: int) -> int:
         """Tiles of that many output pixels whose input fits in L2 beside what else is there."""
@@ -54,8 +56,8 @@ class Call:
             "H": self.input.shape[2],
             "W": self.input.shape[3],
             "C": self.input.shape[1],
-            "P": self.output.shape[2],
-            "Q": self.output.shape[3],
+            "P": self.output.shape[2] * self.pool,
+            "Q": self.output.shape[3] * self.pool,
             "O": self.output.shape[1],
             "R": self.kernel_size[0],
             "S": self.kernel_size[1],

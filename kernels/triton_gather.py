@@ -14,7 +14,8 @@ one tap. `triton_pack.pack` makes entries, pointers, weights and outputs:
                                      [steps, 2, LANES, BK]: rounded to tf32, and what is left; for ieee products lanes
                                      are neighbours in memory, in all others products of a step
     outputs   [unions, LANES]        int32: output channel of each lane, O or more where there is none
-    y         [pixels, O]            pixels = N*P*Q; or float32 `[SPLITS, pixels, O]` of partial sums
+    y         [pixels, O]            pixels = N*P*Q; or float32 `[SPLITS, pixels, O]` of partial sums; or, where a max
+                                     pool follows, `[pixels / POOL**2, O]`
 
 What the compiler needs, each checked on compiled code by tests/test_triton_offline.py: the entry of the next
 step is carried in a register (a look-up in the same step costs pipeline buffers, two steps ahead loses the
@@ -34,7 +35,7 @@ from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_device import device_of, overlaps
 from fxdbsr.kernels.triton_epilogue import finish_lanes, reduce
-from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, tap_inside
+from fxdbsr.kernels.triton_pixels import decode, pixel_offsets, place, pool_last, tap_inside
 from fxdbsr.kernels.triton_product import multiply, split_tf32
 
 
@@ -83,6 +84,7 @@ def gather_kernel(
     LANES_LAST: tl.constexpr,
     OVERLAP: tl.constexpr,
     SPLITS: tl.constexpr,
+    POOL: tl.constexpr,
     CACHE: tl.constexpr,
     COPY: tl.constexpr,
 ):
@@ -96,7 +98,7 @@ def gather_kernel(
     union = part // (LANES // BN)
     lane = part % (LANES // BN) * BN
     m = tile * BM + tl.arange(0, BM)
-    base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW)
+    base, bits = pixel_offsets(m, pixels, H, W, C, P, Q, R, S, SH, SW, PH, PW, DH, DW, POOL)
     first = tl.load(pointers_ptr + union)
     last = tl.load(pointers_ptr + union + 1)
     if SPLITS > 1:
@@ -142,7 +144,11 @@ def gather_kernel(
             acc = multiply(x, w, acc, WEIGHTS_FIRST, LANES_LAST, PRECISION)
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-    if WEIGHTS_FIRST:
+    if POOL > 1:
+        acc = pool_last(acc if WEIGHTS_FIRST else tl.trans(acc), BN, BM, POOL)
+        m = tile * (BM // (POOL * POOL)) + tl.arange(0, BM // (POOL * POOL))
+        pixels = pixels // (POOL * POOL)
+    if WEIGHTS_FIRST or POOL > 1:
         acc = tl.trans(acc)
     finish_lanes(
         acc, m, pixels, outputs_ptr + union * LANES + lane, bias_ptr, residual_ptr, y_ptr, slope,
@@ -191,6 +197,7 @@ def launch(
         RUN=min(run, tile.outputs),
         FULL=outputs.numel() == output.shape[1],
         SPLITS=splits,
+        POOL=call.pool,
         LANES_LAST=weights.stride(-1) != 1,
         OVERLAP=overlap,
         **({"launch_pdl": True} if overlap else {}),

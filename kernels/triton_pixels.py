@@ -3,6 +3,10 @@
 
 x is `[N, H, W, C]`, channels last. An entry of the tables, `channel | r << 24 | s << 27`, moves the offset to a
 channel and a tap (r, s); r = s = 7 stands for padding of a step, which reads as zero.
+
+Where a max pool of POOL by POOL follows, pixels are counted window by window, so that a tile holds whole ones: pixel m
+is m % POOL**2 of window m // POOL**2, and windows are counted by image, row and column. What no window covers, at the
+right and the bottom, is no pixel at all.
 """
 
 from __future__ import annotations
@@ -28,6 +32,36 @@ def place(pixels, parts, BM: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def position(m, P: tl.constexpr, Q: tl.constexpr, POOL: tl.constexpr):
+    """(image, row, column) of output pixel `m` of images of P by Q pixels, both multiples of POOL."""
+    if POOL == 1:
+        image = m // (P * Q)
+        p = m // Q - image * P
+        q = m - (m // Q) * Q
+    else:
+        window = m // (POOL * POOL)
+        inside = m - window * (POOL * POOL)
+        row = window // (Q // POOL)
+        image = row // (P // POOL)
+        p = (row - image * (P // POOL)) * POOL + inside // POOL
+        q = (window - row * (Q // POOL)) * POOL + inside % POOL
+    return image, p, q
+
+
+@triton.jit
+def larger(a, b):
+    """The larger one of two numbers; NaN where one of them is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def pool_last(acc, OUTPUTS: tl.constexpr, PIXELS: tl.constexpr, POOL: tl.constexpr):
+    """The largest of each window's pixels: `acc [OUTPUTS, PIXELS]` to `[OUTPUTS, PIXELS / POOL**2]`."""
+    windows = tl.reshape(acc, (OUTPUTS, PIXELS // (POOL * POOL), POOL * POOL))
+    return tl.reduce(windows, 2, larger)
+
+
+@triton.jit
 def pixel_offsets(
     m,
     pixels,
@@ -44,15 +78,14 @@ def pixel_offsets(
     PW: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,
+    POOL: tl.constexpr,
 ):
     """Element offset of tap (0, 0) of output pixel `m`, and bits that tell which taps lie inside the image.
 
     Bit r*S + s for kernels of up to 31 taps; for larger ones bit r for rows and bit 8 + s for columns.
     """
     m = tl.minimum(m, pixels - 1)  # past the end: read the last pixel again, store nothing
-    image = m // (P * Q)
-    p = m // Q - image * P
-    q = m - (m // Q) * Q
+    image, p, q = position(m, P, Q, POOL)
     h = p * SH - PH
     w = q * SW - PW
     base = ((image * H + h) * W + w) * C

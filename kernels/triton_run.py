@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fxdbsr.kernels.geometry import empty_output, output_size
+from fxdbsr.kernels.pool import max_pool2d
 from fxdbsr.kernels.triton_call import Call
-from fxdbsr.kernels.triton_configs import bitmask_tile
+from fxdbsr.kernels.triton_configs import Tile, bitmask_tile
 from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_pack import entry_width, run_length
 from fxdbsr.kernels.triton_plan import Choice, precision_of, tile_of
@@ -37,8 +38,13 @@ def conv(
     groups: int,
     activation: str,
     negative_slope: float,
+    pool: int = 1,
 ) -> Tensor:
     """`[N, I, H, W]` to `[N, O, P, Q]`, channels last; arguments as in the operator `torch.ops.fxdbsr.conv`.
+
+    Args:
+        pool: side of a max pool that follows, which leaves `[N, O, P // pool, Q // pool]`; 1 for none. In the conv's
+            kernel, without residual, where the gather kernel runs it unsplit; otherwise by a kernel of its own.
 
     Raises:
         ValueError: tables that are not this engine's, or made for another dtype, device or precision; an image
@@ -48,8 +54,10 @@ def conv(
     run = _run_gather if choice.kernel == "gather" else _run_bitmask
     kernel_size = values.shape[3:]
     spatial = output_size(input.shape[2:], kernel_size, stride, padding, dilation)
-    output = empty_output(input, out_channels, spatial)
-    images = _images_per_launch(input, output)
+    images = _images_per_launch(input, out_channels * prod(spatial))
+    pixels = min(images, input.shape[0]) * prod(size // pool * pool for size in spatial)
+    inside = pool if residual is None and _pools(choice, tables, pixels, kernel_size, input.device) else 1
+    output = empty_output(input, out_channels, [size // inside for size in spatial])
     input = input.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     if residual is not None:
@@ -69,9 +77,10 @@ def conv(
                 dilation,
                 activation,
                 negative_slope,
+                inside,
             )
             run(call, tables, choice, values.shape, groups)
-    return output
+    return output if inside == pool else max_pool2d(output, (pool, pool), (pool, pool), (0, 0), (1, 1))
 
 
 def _checked(input: Tensor, tables: Sequence[Tensor]) -> Choice:
@@ -90,23 +99,33 @@ def _checked(input: Tensor, tables: Sequence[Tensor]) -> Choice:
     return choice
 
 
+def _pools(choice: Choice, tables: Sequence[Tensor], pixels: int, kernel: Sequence[int], device: torch.device) -> bool:
+    """True where the conv's own kernel can pool: the gather kernel, which is not asked for partial sums."""
+    return choice.kernel == "gather" and _tile(choice, tables, pixels, kernel, device)[1] == 1
+
+
+def _tile(
+    choice: Choice, tables: Sequence[Tensor], pixels: int, kernel: Sequence[int], device: torch.device
+) -> tuple[Tile, int]:
+    """The tile of the gather kernel that the shapes lead to, and the splits of the reduction."""
+    steps, *_, lanes, depth = tables[3].shape
+    model = device_of(device)
+    sizes = (pixels, tables[4].shape[0], steps, lanes, depth, prod(kernel))
+    return tile_of(choice, *sizes, model.processors, model.target)
+
+
 def _run_gather(call: Call, tables: Sequence[Tensor], choice: Choice, values_shape: Sequence[int], groups: int) -> None:
     """Run the gather kernel with the tile that the shapes lead to."""
     from fxdbsr.kernels import triton_gather
 
     bo, bc = values_shape[1:3]
-    steps, *_, lanes, depth = tables[3].shape
-    unions = tables[4].shape[0]
-    device = device_of(call.input.device)
-    taps = prod(call.kernel_size)
-    sizes = (call.pixels, unions, steps, lanes, depth, taps)
-    tile, splits = tile_of(choice, *sizes, device.processors, device.target)
+    tile, splits = _tile(choice, tables, call.pixels, call.kernel_size, call.input.device)
     partial = None
-    if splits > 1:
+    if splits > 1 and call.pool == 1:
         # of its own for each call: calls on several streams may overlap, and CUDA graphs keep their own pool
         size = (splits, call.output.numel())
         partial = torch.empty(size, dtype=torch.float32, device=call.input.device)
-    width = entry_width(call.input.shape[1], bc, groups, depth)
+    width = entry_width(call.input.shape[1], bc, groups, tables[3].shape[-1])
     run = run_length(call.output.shape[1], bo, groups)
     triton_gather.launch(call, tables[1:], partial, width, run, choice.precision, tile)
 
@@ -122,11 +141,11 @@ def _run_bitmask(
     triton_bitmask.launch(call, tables[1:], choice.precision, tile)
 
 
-def _images_per_launch(input: Tensor, output: Tensor) -> int:
-    """Images that fit 32-bit offsets at a time."""
+def _images_per_launch(input: Tensor, outputs: int) -> int:
+    """Images that fit 32-bit offsets at a time; `outputs`: numbers in the output of one."""
     batch = max(input.shape[0], 1)
-    for name, tensor in (("input", input), ("output", output)):
-        if tensor.numel() // batch >= LIMIT:
-            raise ValueError(f"{name}: expected fewer than 2**31 elements an image, got {tuple(tensor.shape)}")
-    largest = max(input.numel(), output.numel()) // batch
-    return max(1, min(batch, (LIMIT - 1) // max(largest, 1)))
+    inputs = input.numel() // batch
+    for name, numel in (("input", inputs), ("output", outputs)):
+        if numel >= LIMIT:
+            raise ValueError(f"{name}: expected fewer than 2**31 elements an image, got {numel}")
+    return max(1, min(batch, (LIMIT - 1) // max(inputs, outputs, 1)))

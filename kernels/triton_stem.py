@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Dense convs of few input channels, such as a network's first: a Triton kernel of their own.
 
-    y = activation(conv(x, weight) + bias)
+    y = activation(conv(x, weight) + bias), or of it the largest of each window of a max pool
 
 A library's conv is made for many channels. Here the taps of one row of the kernel and their channels, S*C numbers, are
 one step of the reduction: channels last, they are neighbours in memory. What lies beyond them, up to a power of two, is
@@ -22,6 +22,7 @@ from fxdbsr.kernels.geometry import empty_output, output_size
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_epilogue import finish
+from fxdbsr.kernels.triton_pixels import pool_last, position
 from fxdbsr.kernels.triton_plan import power_of_two_divisor
 
 PIXELS = 128
@@ -59,6 +60,7 @@ def stem_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    POOL: tl.constexpr,
 ):
     """BM pixels by BN outputs; weight is [O, R, S, C] in memory, a step of BK products one row of the kernel.
 
@@ -69,9 +71,9 @@ def stem_kernel(
     k = tl.arange(0, BK) - SHIFT
     taps = (k >= 0) & (k < S * C)
     pixel = tl.minimum(m, pixels - 1)
-    image = pixel // (P * Q)
-    h = pixel // Q % P * SH - PH
-    column = (pixel % Q * (SW * C) - PW * C)[:, None] + k[None, :]  # in the row of the image
+    image, p, q = position(pixel, P, Q, POOL)
+    h = p * SH - PH
+    column = (q * (SW * C) - PW * C)[:, None] + k[None, :]  # in the row of the image
     inside = tl.max_constancy((column >= 0) & (column < W * C) & (k < S * C)[None, :], [1, VEC])
     offset = tl.max_contiguous(tl.multiple_of((image * H + h)[:, None] * (W * C) + column, [1, VEC]), [1, VEC])
     x_ptrs = x_ptr + offset
@@ -83,6 +85,10 @@ def stem_kernel(
         x = tl.where(taps[None, :], x, 0.0)
         w = tl.load(weight_ptrs + r * (S * C), mask=(o < O)[:, None] & taps[None, :], other=0.0)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    if POOL > 1:
+        acc = pool_last(acc, BN, BM, POOL)
+        m = tl.program_id(0) * (BM // (POOL * POOL)) + tl.arange(0, BM // (POOL * POOL))
+        pixels = pixels // (POOL * POOL)
     acc = tl.trans(acc)
     index = m[:, None] * O + tl.max_contiguous(tl.multiple_of(o, BN), BN)[None, :]
     live = (m < pixels)[:, None]
@@ -131,14 +137,16 @@ def conv(
     dilation: Sequence[int],
     activation: str,
     negative_slope: float,
+    pool: int = 1,
 ) -> Tensor:
-    """`[N, C, H, W]` to `[N, O, P, Q]`, channels last; of what `why_not` lets pass."""
+    """`[N, C, H, W]` to `[N, O, P // pool, Q // pool]`, channels last; of what `why_not` lets pass."""
     outputs, channels, *kernel = weight.shape
-    output = empty_output(input, outputs, output_size(input.shape[2:], kernel, stride, padding, dilation))
+    spatial = output_size(input.shape[2:], kernel, stride, padding, dilation)
+    output = empty_output(input, outputs, [size // pool for size in spatial])
     input = input.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
-    call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope)
+    call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope, pool)
     lanes = min(64, max(16, triton.next_power_of_2(outputs)))
     width = power_of_two_divisor(gcd(stride[1] * channels, input.shape[3] * channels), 8)
     shift = -padding[1] * channels % width
@@ -155,6 +163,7 @@ def conv(
             BK=max(16, triton.next_power_of_2(kernel[1] * channels + shift)),
             VEC=width,
             SHIFT=shift,
+            POOL=pool,
             num_warps=WARPS.get(device_of(input.device).target, 8),
         )
     return output
