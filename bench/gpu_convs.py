@@ -43,6 +43,7 @@ class Conv:
     size: tuple[int, int]
     residual: bool
     activation: str
+    pool: int = 1
 
     @property
     def name(self) -> str:
@@ -50,14 +51,16 @@ class Conv:
         text = f"{self.channels}->{self.outputs} {self.kernel[0]}x{self.kernel[1]} at {self.size[0]}"
         text += f" /{self.stride[0]}" if self.stride[0] > 1 else ""
         text += f" g{self.groups}" if self.groups > 1 else ""
-        return text + " +residual" * self.residual + (f" {self.activation}" if self.activation != "none" else "")
+        text += " +residual" * self.residual + (f" {self.activation}" if self.activation != "none" else "")
+        return text + (f" pool {self.pool}" if self.pool > 1 else "")
 
     def layer(self, batch: int, dtype: torch.dtype, block: tuple[int, int], density: float) -> Layer:
         """The conv as the planner sees it, with a random choice of blocks."""
         grid = BlockGrid.of((self.outputs, self.channels // self.groups, *self.kernel), block, self.groups)
         columns = random_columns(grid, density)
         geometry = (self.stride, self.padding, (1, 1))
-        return Layer(grid, batch, self.size, *geometry, dtype, columns, True, self.residual, self.activation)
+        found = Layer(grid, batch, self.size, *geometry, dtype, columns, True, self.residual, self.activation)
+        return replace(found, pool=self.pool)
 
     def small(self) -> Conv:
         """The same conv, tiny."""
@@ -83,7 +86,7 @@ def convs(model: str) -> dict[Conv, int]:
         size = (x.shape[2], x.shape[3])
         has_residual = len(inputs) > 1 and inputs[1] is not None
         shape = (g.in_channels, g.out_channels, kernel, stride, padding, g.groups)
-        conv = Conv(*shape, size, has_residual, layer.activation)
+        conv = Conv(*shape, size, has_residual, layer.activation, layer.pool)
         found[conv] = found.get(conv, 0) + 1
 
     for module in fast.modules():
@@ -134,10 +137,11 @@ class Problem:
         return lambda: function(*next(turn))
 
     def eager(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """cuDNN's conv, then add and activation, as PyTorch runs them."""
+        """cuDNN's conv, then add, activation and pool, as PyTorch runs them."""
         w, b = self.weight.to(x.dtype), self.bias.to(x.dtype)
         y = F.conv2d(x, w, b, *self.layer.geometry, self.layer.grid.groups)
-        return reference.activate(y if residual is None else y + residual, self.layer.activation)
+        y = reference.activate(y if residual is None else y + residual, self.layer.activation)
+        return y if self.layer.pool == 1 else F.max_pool2d(y, self.layer.pool)
 
     @cached_property
     def references(self) -> tuple[Tensor, Tensor]:
@@ -150,7 +154,7 @@ class Problem:
 
     def fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """What a dense layer of a converted model runs."""
-        rest = (*self.layer.geometry, self.layer.grid.groups, self.layer.activation, 0.0)
+        rest = (*self.layer.geometry, self.layer.grid.groups, self.layer.activation, 0.0, self.layer.pool)
         return dense.conv(x, self.weight, self.bias, residual, *rest)
 
     def sparse(self, on: torch.device | None = None, **form: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -162,7 +166,7 @@ class Problem:
 
         def run(x: Tensor, residual: Tensor | None) -> Tensor:
             sizes = (grid.in_channels, grid.out_channels)
-            rest = (*sizes, *self.layer.geometry, grid.groups, layer.activation, 0.0)
+            rest = (*sizes, *self.layer.geometry, grid.groups, layer.activation, 0.0, layer.pool)
             return engine.conv(x, values, crow, col, bias, residual, moved[4:], *rest)
 
         return run

@@ -28,12 +28,13 @@ from fxdbsr.traced import GraphModule, TracedModule
 STATE = "_extra_state"  # torch's name for it
 _PACKED = (
     *("activation", "negative_slope", "backend", "blocked", "stride", "padding", "dilation", "pad"),
-    *("output_padding", "adds_residual", "input_size", "precision"),
+    *("output_padding", "adds_residual", "input_size", "precision", "pool"),
 )
 
 
 class ConvertedModule(TracedModule):
-    """What `fxdbsr.convert` returns, in eval mode. On a CPU a call is one run of compiled steps (`fxdbsr.network`)."""
+    """What `fxdbsr.convert` returns, in eval mode. On a CPU a call is one run of compiled steps, on a GPU convs pool
+    (`fxdbsr.network`)."""
 
     def recompile(self) -> PythonCode:
         """As torch.fx; the generated forward runs where the steps do not."""
@@ -61,7 +62,7 @@ class ConvertedModule(TracedModule):
 
 
 def forward_of(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that takes the steps where they can serve, else `graph_forward`."""
+    """A forward that takes the steps, or convs that pool, where they can serve, else `graph_forward`."""
 
     @wraps(graph_forward)
     def forward(self: ConvertedModule, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +74,8 @@ def forward_of(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
                 ran, output = kind.runner.run(self, args)
                 if ran:
                     return output
+            elif kind.runner.may_pool(args, self):
+                return kind.runner.pooled(self, *args)
         return graph_forward(self, *args, **kwargs)
 
     return forward

@@ -116,6 +116,7 @@ def packed_from(about: dict[str, Any], own: dict[str, Tensor], name: str) -> nn.
     layer = PackedConv(packed, own.get("bias"), grid, *geometry, pad, backend, blocked, about["output_padding"])
     layer.activation, layer.negative_slope = about["activation"], float(about["negative_slope"])
     layer.adds_residual = bool(about["adds_residual"])
+    layer.pool = 2 if about.get("pool") == 2 else 1
     layer.precision = "3xtf32" if about["precision"] == "3xtf32" else None
     layer.input_size = as_input_size(about["input_size"])
     layer.choose_engine()

@@ -31,6 +31,7 @@ class Case:
         bias, residual, activation: the epilogue.
         size: of the input, `(N, H, W)`; N is 0 where the batch is not known; None where nothing is.
         precision: "3xtf32" where the Triton engine may form float32 so; see `fxdbsr.set_float32_precision`.
+        pool: side of a max pool that alone reads the output, 1 for none.
     """
 
     grid: BlockGrid
@@ -46,6 +47,7 @@ class Case:
     activation: str = "none"
     size: tuple[int, ...] | None = None
     precision: str | None = None
+    pool: int = 1
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.plain import is_plain, runs_triton
+from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.reference import activate
 
 FEW = 4  # input channels
@@ -58,19 +59,38 @@ def conv(
     groups: int,
     activation: str,
     negative_slope: float,
+    pool: int = 1,
 ) -> Tensor:
-    """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it."""
+    """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it.
+
+    Args:
+        pool: side of a max pool that follows an activation that never falls; the first conv's kernel takes it in.
+    """
     geometry = ([*stride], [*padding], [*dilation], groups)
     axes = weight.dim() - 2
     function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     if is_plain(input, weight, bias, residual) and input.is_cuda:
-        y = _in_one_kernel(input, weight, bias, residual, geometry, activation, negative_slope)
+        if _is_stem(input, weight, residual, geometry):
+            from fxdbsr.kernels import triton_stem
+
+            return triton_stem.conv(input, weight, bias, *geometry[:3], activation, negative_slope, pool)
+        y = _in_one_kernel(input, weight, bias, residual, geometry, activation)
         if y is not None:
-            return y
+            return max_pool(y, pool)
         if runs_triton(input.device) and axes == 2 and (bias is not None or residual is not None):
-            return _in_two_kernels(input, weight, bias, residual, geometry, activation, negative_slope)
+            y = _in_two_kernels(input, weight, bias, residual, geometry, activation, negative_slope)
+            return max_pool(y, pool)
     y = function(input, weight, bias, *geometry)
-    return activate(y if residual is None else y + residual, activation, negative_slope)
+    return max_pool(activate(y if residual is None else y + residual, activation, negative_slope), pool)
+
+
+def _is_stem(input: Tensor, weight: Tensor, residual: Tensor | None, geometry: Geometry) -> bool:
+    """True where the kernel for few input channels runs the conv."""
+    if weight.shape[1] > FEW or not runs_triton(input.device):
+        return False
+    from fxdbsr.kernels import triton_stem
+
+    return triton_stem.why_not(input, weight, residual, *geometry) is None
 
 
 def _in_one_kernel(
@@ -80,16 +100,9 @@ def _in_one_kernel(
     residual: Tensor | None,
     geometry: Geometry,
     activation: str,
-    negative_slope: float,
 ) -> Tensor | None:
-    """The conv with its epilogue by cuDNN or, for few input channels, by a kernel of ours; None where there is none."""
-    stride, padding, dilation, groups = geometry
-    if weight.shape[1] <= FEW and runs_triton(input.device):
-        from fxdbsr.kernels import triton_stem
-
-        if triton_stem.why_not(input, weight, residual, stride, padding, dilation, groups) is None:
-            return triton_stem.conv(input, weight, bias, stride, padding, dilation, activation, negative_slope)
-    if why_unfused(input.device, input.dtype, weight.dim() - 2, groups, activation) is not None:
+    """The conv with its epilogue by cuDNN; None where it has no such kernel."""
+    if why_unfused(input.device, input.dtype, weight.dim() - 2, geometry[3], activation) is not None:
         return None
     return _fused(input, weight, bias, residual, geometry) if torch.backends.cudnn.enabled else None
 

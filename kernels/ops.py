@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fxdbsr.kernels.geometry import ACTIVATIONS, empty_output, output_size, packed_macs
+from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_plan import packed_weights
 
 ENGINES = ("reference", "triton", "cpu")
@@ -187,15 +188,23 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("fxdbsr::conv", _backward, setup_context=_setup_context, lib=_library)
 
 
-def conv(input: Tensor, values: Tensor, *arguments: Any) -> Tensor:
+def conv(input: Tensor, values: Tensor, *arguments: Any, pool: int = 1) -> Tensor:
     """`torch.ops.fxdbsr.conv`, past the dispatcher where the CPU engine runs and nothing watches operators.
 
     The dispatcher takes longer than a small conv. The engine checks its arguments itself.
+
+    Args:
+        pool: side of a max pool that follows; the Triton engine's kernel takes it in where nothing watches.
     """
-    if arguments[-1] == "cpu" and not is_watched(input, values, arguments[2], arguments[3]):
-        return engine_conv("cpu")(input, values, *arguments[:-1])
+    engine, unwatched = arguments[-1], not is_watched(input, values, arguments[2], arguments[3])
+    if engine == "cpu" and unwatched:
+        return max_pool(engine_conv("cpu")(input, values, *arguments[:-1]), pool)
+    if engine == "triton" and pool > 1 and unwatched and input.shape[0] > 0:
+        checked: tuple[Any, ...] = (*arguments[:4], *arguments[5:10], arguments[11])
+        _check(input, values, *checked)
+        return channels_last(engine_conv("triton")(input, values, *arguments[:-1], pool=pool))
     output: Tensor = torch.ops.fxdbsr.conv.default(input, values, *arguments)
-    return output
+    return max_pool(output, pool)
 
 
 def is_watched(*tensors: Tensor | None) -> bool:

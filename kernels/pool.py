@@ -20,3 +20,8 @@ def max_pool2d(
         if triton_pool.why_not(input, kernel, stride, padding, dilation) is None:
             return triton_pool.max_pool(input, kernel, stride, padding, dilation)
     return F.max_pool2d(input, [*kernel], [*stride], [*padding], [*dilation])
+
+
+def max_pool(input: Tensor, side: int) -> Tensor:
+    """The largest of each window of `side` by `side`, side by side; `input` itself where that is 1."""
+    return input if side == 1 else max_pool2d(input, (side, side), (side, side), (0, 0), (1, 1))

@@ -30,6 +30,7 @@ class Layer:
         bias, residual: whether the epilogue adds them.
         activation: one of `geometry.ACTIVATIONS`.
         allow_3xtf32: whether float32 may be formed from three products in tf32.
+        pool: side of a max pool that alone reads the output, 1 for none.
     """
 
     grid: BlockGrid
@@ -44,6 +45,7 @@ class Layer:
     residual: bool = False
     activation: str = "relu"
     allow_3xtf32: bool = False
+    pool: int = 1
 
     @classmethod
     def of(cls, case: Case) -> Layer:
@@ -63,6 +65,7 @@ class Layer:
             case.residual,
             case.activation,
             case.precision == "3xtf32",
+            case.pool,
         )
 
     @property
@@ -89,17 +92,22 @@ class Layer:
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the output."""
+        """Bytes of the conv's output, before a pool."""
         return self.pixels * self.grid.out_channels * self.dtype.itemsize
 
-    def bytes(self, density: float, residual: bool) -> float:
-        """Bytes of device memory touched, with that share of the weights."""
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes that a pool of its own reads and writes; 0 without one."""
+        return round(self.output_bytes * (1 + 1 / self.pool**2)) if self.pool > 1 else 0
+
+    def bytes(self, density: float, residual: bool, pool: int = 1) -> float:
+        """Bytes of device memory touched, with that share of the weights, and a pool of that side in the kernel."""
         grid = self.grid
         read = self.batch * prod(self.size)
         if prod(grid.kernel_size) == 1:
             read = min(read, self.pixels)
         elements = read * grid.in_channels + prod(grid.weight_shape) * density
-        return elements * self.dtype.itemsize + self.output_bytes * (2 if residual else 1)
+        return elements * self.dtype.itemsize + self.output_bytes * (int(residual) + 1 / pool**2)
 
     def flop(self, density: float) -> float:
         """FLOP, two a product, with that share of the weights."""

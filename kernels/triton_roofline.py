@@ -10,9 +10,9 @@ that are kept; its time says how much of a gain is the fused epilogue's and how 
 
 work: programs of fixed + steps * step clocks by `triton_cost`, spread over the processors (`triton_schedule`).
 bytes: input, output, residual and the weights that are kept, each touched once (a strided 1x1 conv reads only the
-pixels that it needs). latency: 1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch +
-max(FLOP / (0.8 peak), bytes / bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the
-error of the model.
+pixels that it needs). A max pool that follows is one more pass over memory, but where the gather kernel takes it in.
+latency: 1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch + max(FLOP / (0.8 peak), bytes
+/ bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
 
 Where the size of the input is not known, it is taken to be large: `triton_layer.SIZE`.
 """
@@ -66,12 +66,18 @@ def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
     """Seconds of every conv of cuDNN that can be called, with its epilogue, by its name."""
     moves = 2 + layer.residual if layer.bias or layer.residual or layer.activation != "none" else 0
     epilogue = device.launch + moves * layer.output_bytes / device.bandwidth if moves else 0.0
-    found = {"cuDNN conv and epilogue kernel": _cudnn(layer, False, device) + epilogue}
+    pool = _pool_seconds(layer, device)
+    found = {"cuDNN conv and epilogue kernel": _cudnn(layer, False, device) + epilogue + pool}
     unfused = why_unfused(torch.device("cuda"), layer.dtype, 2, layer.grid.groups, layer.activation)
     if unfused is None and device.target.startswith("cuda"):
         name = "cudnn_convolution_add_relu" if layer.residual else "cudnn_convolution_relu"
-        found[name] = _cudnn(layer, layer.residual, device)
+        found[name] = _cudnn(layer, layer.residual, device) + pool
     return found
+
+
+def _pool_seconds(layer: Layer, device: Device) -> float:
+    """Seconds of a max pool of its own; 0 without one."""
+    return device.launch + layer.pool_bytes / device.bandwidth if layer.pool > 1 else 0.0
 
 
 def _cudnn(layer: Layer, residual: bool, device: Device) -> float:
@@ -98,10 +104,11 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
         sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
         tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
     slices = found.lanes // (tile.outputs * form.sums)
-    memory = layer.bytes(layer.density, layer.residual) / device.bandwidth
-    again = 0.0
+    inside = layer.pool if form.kernel == "gather" and splits == 1 else 1
+    memory = layer.bytes(layer.density, layer.residual, inside) / device.bandwidth
+    again = _pool_seconds(layer, device) if inside == 1 else 0.0
     if splits > 1:  # partial sums out and in, and a second kernel
-        again = device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
+        again += device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
     cost = cost_of(tile, form.precision, device.target) if form.kernel == "gather" else None
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
@@ -141,7 +148,7 @@ def _choose(layer: Layer, precision: str, device: Device) -> Choice:
 def floor_seconds(layer: Layer, density: float, precision: str, device: Device = H200) -> float:
     """Seconds of a kernel that meets the roofline, epilogue included, with that share of the weights."""
     products = layer.flop(density) / device.peak(precision)
-    return device.launch + max(products, layer.bytes(density, layer.residual) / device.bandwidth)
+    return device.launch + max(products, layer.bytes(density, layer.residual, layer.pool) / device.bandwidth)
 
 
 def choose(layer: Layer, device: Device = H200) -> Choice:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxdbsr.kernels.geometry import empty_output, output_size
-from fxdbsr.kernels.pool import max_pool2d
+from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile, bitmask_tile
 from fxdbsr.kernels.triton_device import device_of
@@ -80,7 +80,7 @@ def conv(
                 inside,
             )
             run(call, tables, choice, values.shape, groups)
-    return output if inside == pool else max_pool2d(output, (pool, pool), (pool, pool), (0, 0), (1, 1))
+    return max_pool(output, pool // inside)
 
 
 def _checked(input: Tensor, tables: Sequence[Tensor]) -> Choice:

@@ -34,7 +34,7 @@ def key_of(case: Case, threads: int) -> dict[str, Any]:
         "grid": [grid.out_channels, grid.in_channels, *grid.kernel_size, grid.groups, *grid.block_size],
         "geometry": [list(case.stride), list(case.padding), list(case.dilation)],
         "size": list(case.size or ()),
-        "epilogue": [case.bias, case.residual, case.activation],
+        "epilogue": [case.bias, case.residual, case.activation, case.pool],
         "dtype": str(case.dtype),
         "precision": [case.precision, torch.backends.cudnn.conv.fp32_precision],  # type: ignore[attr-defined]
         "blocks": len(case.col_indices),

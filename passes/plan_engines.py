@@ -12,16 +12,19 @@ import torch
 from torch import fx, nn
 
 from fxdbsr.graph import called_module
+from fxdbsr.network.pooled import pools_of
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.passes.lowering import Lowering
 
 
 def plan_engines(model: fx.GraphModule, lowering: Lowering) -> None:
-    """Note the residual and the input size of every packed conv, and choose anew where the rule asks for them."""
+    """Note residual, pool and input size of every packed conv, and choose anew where the rule asks for them."""
+    pools = pools_of(model.graph)
     for node in model.graph.nodes:
         layer = called_module(node)
         if isinstance(layer, PackedConv):
             layer.adds_residual = len(node.args) > 1
+            layer.pool = pools[node][1] if node in pools else 1
             if layer.backend == "auto" and layer.values.is_cuda:
                 layer.choose_engine()
     plan_sizes(model, lowering)

@@ -1,7 +1,8 @@
-"""Runs a converted model on a CPU: plans for the shapes that it meets, memory for calls, and when not to.
+"""Runs a converted model: on a CPU by plans for the shapes that it meets, on a GPU with pools inside of convs.
 
 The graph stays an ordinary graph of packed convs and runs as one wherever something looks at it: gradients, hooks,
-compilers, modes, tracers. Else the first call with inputs of a shape makes a plan, from shapes alone, and follows it.
+compilers, modes, tracers. Else on a CPU the first call with inputs of a shape makes a plan, from shapes alone, and
+follows it; on a GPU the forward is that of `fxdbsr.network.pooled`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fxdbsr.kernels.ops import is_watched
 from fxdbsr.network.calls import Planned, UnplannedError
 from fxdbsr.network.operations import image_of, operations_of, pools_in_convs
 from fxdbsr.network.plan import Plan
+from fxdbsr.network.pooled import pooled_forward
 from fxdbsr.network.weights import Weights, conv_weights, linear_weights
 from fxdbsr.nn.packed import PackedConv
 
@@ -83,6 +85,7 @@ class Runner:
         writes_input = any(writes_in_place(n) and set(n.all_input_nodes) & set(self.inputs) for n in nodes)
         foreign = any(may_keep(n) for n in nodes)  # code that should not run on shapes alone
         starred = any(str(n.target).startswith("*") for n in self.inputs)
+        self.pooled = pooled_forward(module)
         self.usable = bool(self.inputs) and not writes_input and not foreign and not starred
         self.state: Any = None
         self.dtype: torch.dtype | None = None  # of the layers that the engine runs; None where it runs none
@@ -95,13 +98,21 @@ class Runner:
 
     def may_run(self, args: tuple[Any, ...], module: nn.Module) -> bool:
         """True where nothing looks at the operations of this call, and a plan could serve it."""
+        on_cpu = self.usable and all(type(x) is Tensor and x.is_cpu for x in args)
+        return on_cpu and self._is_unseen(args, module, "cpu")
+
+    def may_pool(self, args: tuple[Any, ...], module: nn.Module) -> bool:
+        """True where nothing looks at the operations of this call, on a GPU, and a conv can take a pool's maxima."""
+        on_gpu = self.pooled is not None and all(isinstance(x, Tensor) and x.is_cuda for x in args)
+        return on_gpu and self._is_unseen(args, module, "cuda")
+
+    def _is_unseen(self, args: tuple[Any, ...], module: nn.Module, device: str) -> bool:
         return (
-            self.usable
-            and not module.training
-            and len(args) == len(self.inputs)
-            and all(type(x) is Tensor and x.is_cpu and x.numel() > 0 for x in args)
+            not module.training
+            and len(args) == len(self.inputs) > 0
+            and all(x.numel() > 0 for x in args)
             and not is_watched(*args)
-            and not torch.is_autocast_enabled("cpu")
+            and not torch.is_autocast_enabled(device)
             and not nn.modules.module._has_any_global_hook()
             and not any(found._forward_hooks or found._forward_pre_hooks for found in self.modules.values())
             and not (torch.is_grad_enabled() and self._has_gradients())

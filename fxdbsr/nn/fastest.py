@@ -30,6 +30,8 @@ def take_fastest(layer: PackedConv, arguments: tuple[Any, ...]) -> None:
     """
     case = layer.case()
     choices = candidates(case)
+    if case.device.type == "cuda":
+        arguments = (*arguments, *[None] * (2 - len(arguments)), layer.pool)  # which the conv may take in
     expected = arm(layer, "reference", {})(*arguments)
     key = tuning.key_of(case, threads=torch.get_num_threads()) | {"layer": own_shape(layer)}
     known = tuning.recall(key)

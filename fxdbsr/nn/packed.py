@@ -50,6 +50,7 @@ class PackedConv(nn.Module):
         adds_residual: whether its calls pass a residual, as far as conversion knows.
         input_size: images, height and width (of the lifted input) that conversion saw, or None; 0 images where
             only a forward before conversion was seen.
+        pool: side of a max pool that alone reads the output, 1 for none; the conv may take it in (`forward`).
         precision: "3xtf32" for float32 convs of the Triton engine, or None; see `fxdbsr.set_float32_precision`.
         engine, reason: which engine runs the layer ("compact" and "dense" are torch's own), and why, as a sentence.
         activation, negative_slope: of the epilogue; one of `fxdbsr.kernels.geometry.ACTIVATIONS`.
@@ -94,7 +95,7 @@ class PackedConv(nn.Module):
             planar.grid.groups,
         )
         self.activation, self.negative_slope = "none", 0.01
-        self.adds_residual, self.input_size, self.precision = False, input_size, None
+        self.adds_residual, self.pool, self.input_size, self.precision = False, 1, input_size, None
         self.form: dict[str, Any] = {}
         for name, tensor in zip(("values", "crow_indices", "col_indices"), packed, strict=True):
             self.register_buffer(name, tensor)
@@ -124,6 +125,7 @@ class PackedConv(nn.Module):
             self.activation,
             self.input_size,
             self.precision,
+            self.pool,
         )
 
     def choose_engine(self) -> None:
@@ -257,13 +259,16 @@ class PackedConv(nn.Module):
         """The dense weight, `[O, I/groups, *kernel]`, zeros where blocks were dropped."""
         return self.grid.unpack(self.values, self.crow_indices, self.col_indices)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, pool: int = 1) -> Tensor:
         """`[N, I, *size]`, with or without N, and a residual that broadcasts with the output.
+
+        Args:
+            pool: side of a max pool of the output that follows, of a 2-d conv; 1 for none.
 
         Raises:
             TypeError: an input of another dtype than the weights, which autocast alone may cast, or no tensor.
         """
-        return packed_forward.run(self, input, residual)
+        return packed_forward.run(self, input, residual, pool)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         self.refresh()

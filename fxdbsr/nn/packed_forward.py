@@ -17,14 +17,24 @@ from torch import Tensor
 from fxdbsr.kernels import compact, dense, ops
 from fxdbsr.kernels.choice import TORCH
 from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.reference import activate
 
 if TYPE_CHECKING:
     from fxdbsr.nn.packed import PackedConv
 
 
-def run(layer: PackedConv, input: Tensor, residual: Tensor | None) -> Tensor:
+def run(layer: PackedConv, input: Tensor, residual: Tensor | None, pool: int) -> Tensor:
     """The output of `layer` for `input`, `[N, I, *size]` with or without N; errors as of `PackedConv.forward`."""
+    plain = isinstance(input, Tensor) and input.dim() == 4 and input.dtype == layer.values.dtype
+    if pool == 1 or not plain or residual is not None or layer.pad is not None or layer.lift is not None:
+        return max_pool(_run(layer, input, residual), pool)
+    layer.refresh()
+    run = _by_torch if layer.engine in TORCH else _by_operator
+    return run(layer, input, None, layer.activation, pool)
+
+
+def _run(layer: PackedConv, input: Tensor, residual: Tensor | None) -> Tensor:
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
@@ -72,8 +82,8 @@ def _fits(layer: PackedConv, x: Tensor, residual: Tensor | None) -> bool:
     return tuple(residual.shape) == (x.shape[0], grid.out_channels, *spatial)
 
 
-def _by_operator(layer: PackedConv, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    """`torch.ops.fxdbsr.conv` on the layer's engine."""
+def _by_operator(layer: PackedConv, x: Tensor, residual: Tensor | None, activation: str, pool: int = 1) -> Tensor:
+    """`torch.ops.fxdbsr.conv` on the layer's engine, and a max pool."""
     state: dict[str, Any] = layer._buffers
     own = layer.lift is None
     trained = torch.compiler.is_compiling() and layer.values.requires_grad  # then nothing derives again
@@ -89,11 +99,12 @@ def _by_operator(layer: PackedConv, x: Tensor, residual: Tensor | None, activati
         activation,
         layer.negative_slope,
         "reference" if trained else layer.engine,
+        pool=pool,
     )
 
 
-def _by_torch(layer: PackedConv, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    """Torch's own layer, on all channels or on those that hold a block."""
+def _by_torch(layer: PackedConv, x: Tensor, residual: Tensor | None, activation: str, pool: int = 1) -> Tensor:
+    """Torch's own layer, on all channels or on those that hold a block, and a max pool."""
     live = (torch.is_grad_enabled() or torch.compiler.is_compiling()) and layer.values.requires_grad
     if layer.engine == "compact":
         y = _compact(layer, x, live)
@@ -101,9 +112,9 @@ def _by_torch(layer: PackedConv, x: Tensor, residual: Tensor | None, activation:
         weight = layer.weight() if live else layer.get_buffer("derived0")
         if layer.grid.kernel_size and not layer.grid.transposed:
             geometry = (layer.stride, layer.padding, layer.dilation, layer.grid.groups)
-            return dense.conv(x, weight, layer.bias, residual, *geometry, activation, layer.negative_slope)
+            return dense.conv(x, weight, layer.bias, residual, *geometry, activation, layer.negative_slope, pool)
         y = torch_layer(x, weight, layer.bias, layer)
-    return activate(y if residual is None else y + residual, activation, layer.negative_slope)
+    return max_pool(activate(y if residual is None else y + residual, activation, layer.negative_slope), pool)
 
 
 def _compact(layer: PackedConv, x: Tensor, live: bool) -> Tensor:
