@@ -132,6 +132,7 @@ def compile_gather(
         "RUN": min(16, tile.outputs),
         "FULL": True,
         "SPLITS": splits,
+        "POOL": 1,
         "LANES_LAST": precision == "ieee",
         "OVERLAP": overlaps(target),
         **changes,

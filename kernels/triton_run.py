@@ -101,7 +101,11 @@ def _checked(input: Tensor, tables: Sequence[Tensor]) -> Choice:
 
 def _pools(choice: Choice, tables: Sequence[Tensor], pixels: int, kernel: Sequence[int], device: torch.device) -> bool:
     """True where the conv's own kernel can pool: the gather kernel, which is not asked for partial sums."""
-    return choice.kernel == "gather" and _tile(choice, tables, pixels, kernel, device)[1] == 1
+    if choice.kernel != "gather":
+        return False
+    tile, splits = _tile(choice, tables, pixels, kernel, device)
+    spills = choice.precision == "ieee" and tile.pixels == tile.outputs == 64  # by Triton 3.6
+    return splits == 1 and not spills
 
 
 def _tile(

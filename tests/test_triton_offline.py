@@ -77,6 +77,8 @@ VARIANTS: dict[str, tuple[Shipped, dict[str, Any]]] = {
     "split": (USUAL, {"splits": 4}),
     "lanes of a taller table": (USUAL, {"LANES": 128}),
     "silu": (USUAL, {"ACTIVATION": "silu"}),
+    "a pool behind it": (USUAL, {"POOL": 2, "HAS_RESIDUAL": False}),
+    "a pool behind the largest": (LARGEST, {"POOL": 2, "HAS_RESIDUAL": False}),
     "no epilogue": (USUAL, {"HAS_BIAS": False, "HAS_RESIDUAL": False, "ACTIVATION": "none"}),
 }
 
