@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -196,21 +197,47 @@ class Launches:
         return lambda *_, **constants: self.constants.append(constants)
 
 
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("size", [(8, 10), (7, 9)], ids=["even", "odd"])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_a_first_conv_that_pools_gives_the_bits_of_two_steps(kernel: int, size: tuple[int, int], pool: int) -> None:
+    x, weight, bias = (torch.randn(n).half().to(DEVICE) for n in ((2, 3, *size), (24, 3, kernel, kernel), (24,)))
+    arguments = (x, weight, bias, (1, 1), (kernel // 2,) * 2, ONE, "relu", 0.0)
+    y = kernels("triton_stem").conv(*arguments, pool)
+    assert y.is_contiguous(memory_format=LAST)
+    assert torch.equal(y, F.max_pool2d(kernels("triton_stem").conv(*arguments), pool))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2), (5, 3), (1, 1)])
+def test_what_is_not_finite_beside_the_taps_is_not_read(kernel: int, stride: int, value: float) -> None:
+    x, weight = torch.randn(1, 3, 16, 17).half().to(DEVICE), torch.randn(8, 3, kernel, kernel).half().to(DEVICE)
+    x[0, 1, 5, 9] = value
+    case = (stride, stride), (kernel // 2,) * 2
+    y = kernels("triton_stem").conv(x, weight, None, *case, ONE, "none", 0.0)
+    expected = F.conv2d(x.double(), weight.double(), None, *case)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_wide_reads_start_at_multiples_of_their_width(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+def test_rows_start_at_multiples_of_sixteen_bytes_and_hold_what_is_read(
+    monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
     module, launches = kernels("triton_stem"), Launches()
+    monkeypatch.setattr(module, "widen_kernel", Launches())
     monkeypatch.setattr(module, "stem_kernel", launches)
-    weight = torch.zeros(8, channels, 7, 7, dtype=torch.half)
-    for width in (15, 16, 20, 24):
-        x = torch.zeros(1, channels, 8, width, dtype=torch.half)
-        for stride in (1, 2, 3, 4):
-            for padding in range(4):
+    for kernel in (1, 3, 7):
+        weight = torch.zeros(8, channels, kernel, kernel, dtype=torch.half)
+        for width in (15, 16, 20, 24):
+            x = torch.zeros(1, channels, 8, width, dtype=torch.half)
+            for stride, padding in product((1, 2, 3, 4), range(4)):
                 module.conv(x, weight, None, (1, stride), (3, padding), ONE, "relu", 0.0)
-    assert max(constants["VEC"] for constants in launches.constants) >= 4
-    for found in launches.constants:
-        start = -found["PW"] * channels - found["SHIFT"]  # of the first pixel of a row
-        assert all(n % found["VEC"] == 0 for n in (start, found["SW"] * channels, found["W"] * channels))
-        assert found["BK"] >= 7 * channels + found["SHIFT"]
+                found = launches.constants[-1]
+                assert found["WIDTH"] % 2 == 0
+                assert found["WIDTH"] >= width + 2 * padding
+                assert (found["Q"] - 1) * stride + found["BK"] // 4 <= found["WIDTH"]
+                assert found["BK"] >= 4 * kernel
 
 
 def test_a_bias_that_is_a_view_is_read_as_it_is() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 triton = pytest.importorskip("triton")
 
 from fxdbsr.kernels import triton_pool, triton_stem  # noqa: E402
-from fxdbsr.kernels.triton_device import H200  # noqa: E402
 from fxdbsr.kernels.triton_machine_code import MATRIX, Facts  # noqa: E402
 from fxdbsr.kernels.triton_offline import compile_kernel  # noqa: E402
 
@@ -36,11 +34,12 @@ class Compiles:
         self.facts: list[Facts] = []
 
     def __getitem__(self, grid: Any) -> Any:
-        def launch(*_: Any, num_warps: int, **constants: Any) -> None:
+        def launch(*_: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
             names = [name for name in self.kernel.arg_names if name not in constants]
             pointers = {name: f"*{self.dtype}" for name in names if name.endswith("_ptr")}
             scalars = {name: "fp32" if name == "slope" else "i32" for name in names if name not in pointers}
-            self.facts.append(compile_kernel(self.kernel, pointers, scalars, constants, num_warps, 3, self.target))
+            how = (num_warps, num_stages, self.target)
+            self.facts.append(compile_kernel(self.kernel, pointers, scalars, constants, *how))
 
         return launch
 
@@ -64,10 +63,11 @@ def test_first_convs_multiply_on_the_matrix_unit_without_spills(
     weight, bias = torch.zeros(outputs, channels, taps, taps, dtype=torch.float16), torch.zeros(outputs).half()
     compiled = Compiles(triton_stem.stem_kernel, target, torch.float16)
     monkeypatch.setattr(triton_stem, "stem_kernel", compiled)
-    monkeypatch.setattr(triton_stem, "device_of", lambda _: replace(H200, target=target))
+    widened = Compiles(triton_stem.widen_kernel, target, torch.float16)
+    monkeypatch.setattr(triton_stem, "widen_kernel", widened)
     triton_stem.conv(x, weight, bias, (stride,) * 2, (padding,) * 2, (1, 1), "relu", 0.0)
     (facts,) = compiled.facts
-    assert facts.spills == 0
+    assert [found.spills for found in (facts, *widened.facts)] == [0, 0]
     assert facts.unsettled == ()
     assert facts.matrix == MATRIX[target][0 if outputs >= 64 else -1]
 
