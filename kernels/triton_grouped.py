@@ -1,0 +1,369 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+"""Dense convs of 4, 8 or 16 channels a group, such as ResNeXt's: Triton kernels of their own.
+
+    y[m, o] = activation(sum over taps t and channels j of o's group of x[pixel of m and t, j] * w[o, t, j] + bias[o])
+
+`matrix_kernel` multiplies 32 channels by block-diagonal weights on the matrix unit, straight from registers. A thread
+of mma.sync holds four channels of a product's sixteen, k = 2j, 2j+1, 2j+8, 2j+9 for its place j of four. Here it loads
+eight neighbours, c = 8j to 8j+7, in one read of 16 bytes and takes each four of them for its part of one product: a sum
+does not depend on the order of its terms, as long as the weights lie in the same order. With groups of four, a product
+so holds four whole groups and has 16 outputs (HALVES = 2); wider groups need all 32 (HALVES = 1). Outputs are put in an
+order in which a thread stores eight neighbours as well, and each warp has pixels of its own, so that nothing goes
+through shared memory. All taps of a program read the same lines of L1.
+
+Zeros outside of the groups would make NaN of another group's infinity. Where a sum is not finite, a program therefore
+computes all of its sums again, group by group: slow, but right, and rare.
+
+`vector_kernel` multiplies and adds in float32, outside of the matrix unit, and only ever within groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fxdbsr.kernels.geometry import empty_output, output_size
+from fxdbsr.kernels.triton_call import Call
+from fxdbsr.kernels.triton_epilogue import finish
+from fxdbsr.kernels.triton_pixels import position
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a conv is run.
+
+    Args:
+        kernel: "matrix" or "vector".
+        rows: pixels of a warp.
+        warps: of a program.
+        registers: the most that a thread may have.
+    """
+
+    kernel: str
+    rows: int
+    warps: int
+    registers: int
+
+
+BEST = Variant("matrix", 32, 4, 128)  # by its machine code; no GPU has measured it yet
+
+
+@triton.jit
+def rows_by_warp(tile, WARPS: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr):
+    """`[WARPS * ROWS, 32]`, as it is read, to operands `[HALVES * WARPS, ROWS, 32 / HALVES]` of a product.
+
+    Of runs of eight rows, each warp reads one in turn; of eight channels, each thread.
+    """
+    parts = tl.reshape(tile, (ROWS // 8, WARPS, 8, 4, HALVES, 4 // HALVES, 2))
+    parts = tl.permute(parts, (4, 1, 0, 2, 5, 3, 6))
+    return tl.reshape(parts, (HALVES * WARPS, ROWS, 32 // HALVES))
+
+
+@triton.jit
+def rows_in_order(acc, WARPS: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr):
+    """Sums `[HALVES * WARPS, ROWS, 32 / HALVES]` to `[WARPS * ROWS, 32]`, the inverse of `rows_by_warp`."""
+    parts = tl.reshape(acc, (HALVES, WARPS, ROWS // 8, 8, 4 // HALVES, 4, 2))
+    parts = tl.permute(parts, (2, 1, 3, 5, 0, 4, 6))
+    return tl.reshape(parts, (WARPS * ROWS, 32))
+
+
+@triton.jit
+def add(a, b):
+    """A sum, for `tl.reduce`."""
+    return a + b
+
+
+@triton.jit
+def tap_bits(
+    h, w, H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, S: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr
+):
+    """Bit r for row h + r*DH and bit 8 + s for column w + s*DW that lie inside the image."""
+    bits = h * 0
+    for r in tl.static_range(R):
+        bits = bits | (((h + r * DH >= 0) & (h + r * DH < H)).to(tl.int32) << r)
+    for s in tl.static_range(S):
+        bits = bits | (((w + s * DW >= 0) & (w + s * DW < W)).to(tl.int32) << (8 + s))
+    return bits
+
+
+@triton.jit
+def sums_by_group(
+    x_ptrs,
+    weight_ptr,
+    bits,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALVES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Sums `[ROWS, 32]` in which no group meets another; x_ptrs at tap (0, 0) of the pixels, weights as `spread`."""
+    o = tl.arange(0, 32)
+    first = o // GROUP * GROUP
+    row = (o % 8 // 2) % (4 // HALVES) * 8 + o // 8 * 2 + o % 2  # of the weights
+    acc = tl.full((ROWS, 32), 0.0, tl.float32)
+    for r in range(R):
+        for s in range(S):
+            inside = (bits >> r) & (bits >> (8 + s)) & 1
+            for j in range(GROUP):
+                offset = (r * (DH * W) + s * DW) * C + j
+                x = tl.load(x_ptrs[:, None] + (first + offset)[None, :], mask=(inside != 0)[:, None], other=0.0)
+                w = tl.load(weight_ptr + (r * S + s) * (1024 // HALVES) + row * 32 + first + j)
+                acc += x.to(tl.float32) * w.to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
+def matrix_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    pixels,
+    slope,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALVES: tl.constexpr,
+    ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """32 channels of ROWS pixels for each of WARPS warps; weights as `spread` lays them."""
+    part = tl.program_id(0) % (C // 32)
+    m = tl.program_id(0) // (C // 32) * (WARPS * ROWS) + tl.arange(0, WARPS * ROWS)
+    image, p, q = position(tl.minimum(m, pixels - 1), P, Q, 1)
+    h = p * SH - PH
+    w = q * SW - PW
+    bits = tap_bits(h, w, H, W, R, S, DH, DW)
+    k = part * 32 + tl.arange(0, 32)
+    base = ((image * H + h) * W + w) * C
+    x_ptrs = x_ptr + (base[:, None] + k[None, :])
+    i = tl.arange(0, WARPS * (32 // HALVES))
+    row = i // (8 * WARPS) * 8 + i % 8  # all warps read the same weights
+    weight_ptr += part * (R * S * (1024 // HALVES))
+    weight_ptrs = weight_ptr + (row[:, None] * 32 + tl.arange(0, 32)[None, :])
+    acc = tl.full((HALVES * WARPS, ROWS, 32 // HALVES), 0.0, tl.float32)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            inside = ((bits >> r) & (bits >> (8 + s)) & 1) != 0
+            x = tl.load(x_ptrs + (r * (DH * W) + s * DW) * C, mask=inside[:, None], other=0.0)
+            taps = tl.load(weight_ptrs + (r * S + s) * (1024 // HALVES))
+            x = rows_by_warp(x, WARPS, ROWS, HALVES)
+            taps = rows_by_warp(taps, WARPS, 32 // HALVES, HALVES)
+            acc = tl.dot(x, tl.permute(taps, (0, 2, 1)), acc)
+    acc = rows_in_order(acc, WARPS, ROWS, HALVES)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + k).to(tl.float32)[None, :]
+    else:
+        bias = tl.full((1, 32), 0.0, tl.float32)
+    index = m[:, None] * O + k[None, :]
+    live = (m < pixels)[:, None]
+    if tl.reduce(acc * 0.0, None, add) == 0.0:
+        finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+    else:  # NaN, since a sum is not finite
+        acc = sums_by_group(
+            x_ptr + (part * 32 + base), weight_ptr, bits, W, C, R, S, DH, DW, GROUP, HALVES, WARPS * ROWS
+        )
+        finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+
+
+@triton.jit
+def vector_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    pixels,
+    slope,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """32 channels of ROWS * WARPS pixels; weights as `spread_for_vectors` lays them.
+
+    A channel's product with the n-th output of its group is added to sum n of the channel; those of the channels of a
+    group are added up after the last tap.
+    """
+    part = tl.program_id(0) % (C // 32)
+    m = tl.program_id(0) // (C // 32) * (WARPS * ROWS) + tl.arange(0, WARPS * ROWS)
+    image, p, q = position(tl.minimum(m, pixels - 1), P, Q, 1)
+    h = p * SH - PH
+    w = q * SW - PW
+    bits = tap_bits(h, w, H, W, R, S, DH, DW)
+    k = part * 32 + tl.arange(0, 32)
+    x_ptrs = x_ptr + ((((image * H + h) * W + w) * C)[:, None] + k[None, :])
+    weight_ptr += part * (R * S * GROUP * 32)
+    weight_ptrs = weight_ptr + (tl.arange(0, GROUP)[:, None] * 32 + tl.arange(0, 32)[None, :])
+    acc = tl.full((GROUP, WARPS * ROWS, 32), 0.0, tl.float32)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            inside = ((bits >> r) & (bits >> (8 + s)) & 1) != 0
+            x = tl.load(x_ptrs + (r * (DH * W) + s * DW) * C, mask=inside[:, None], other=0.0)
+            taps = tl.load(weight_ptrs + (r * S + s) * (GROUP * 32))
+            acc += x.to(tl.float32)[None, :, :] * taps.to(tl.float32)[:, None, :]
+    acc = tl.reduce(tl.reshape(acc, (GROUP, WARPS * ROWS, 32 // GROUP, GROUP)), 3, add)
+    acc = tl.reshape(tl.permute(acc, (1, 2, 0)), (WARPS * ROWS, 32))
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + k).to(tl.float32)[None, :]
+    else:
+        bias = tl.full((1, 32), 0.0, tl.float32)
+    index = m[:, None] * O + k[None, :]
+    finish(acc, index, (m < pixels)[:, None], bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+
+
+def spread(weight: Tensor, groups: int) -> Tensor:
+    """`[O, C / groups, R, S]` as `matrix_kernel` reads it: `[C / 32, R, S, outputs, 32]`, zeros outside of the groups.
+
+    With groups of four, a row has the weights of two outputs: their groups alternate, one product takes each.
+    """
+    outputs, width, *kernel = weight.shape
+    halves = 2 if width == 4 else 1
+    flat = weight.reshape(groups, width, width, *kernel).movedim((3, 4), (0, 1))  # [R, S, group, output, input]
+    full = torch.zeros(*kernel, outputs // 32, 32, 32, dtype=weight.dtype, device=weight.device)
+    within = torch.arange(32, device=weight.device).view(32 // width, width)
+    tiles = flat.unflatten(2, (outputs // 32, 32 // width))
+    full[:, :, :, within[:, :, None], within[:, None, :]] = tiles
+    # an output is 8j + e with e = (half, n, bit), a row of a half's weights (n, j, bit); an input 8j + e as well
+    parts = full.view(*kernel, outputs // 32, 4, halves, 4 // halves, 2, 4, halves, 8 // halves)
+    own = torch.stack([parts[:, :, :, :, half, :, :, :, half] for half in range(halves)], -2)
+    return own.permute(2, 0, 1, 4, 3, 5, 6, 7, 8).reshape(outputs // 32, *kernel, 32 // halves, 32).contiguous()
+
+
+def spread_for_vectors(weight: Tensor, groups: int) -> Tensor:
+    """`[O, C / groups, R, S]` as `vector_kernel` reads it: `[C / 32, R, S, output of the group, 32 inputs]`."""
+    outputs, width, *kernel = weight.shape
+    tiles = weight.reshape(outputs // 32, groups * 32 // outputs, width, width, *kernel)
+    return tiles.permute(0, 4, 5, 2, 1, 3).reshape(outputs // 32, *kernel, width, 32).contiguous()
+
+
+def why_not(
+    input: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> str | None:
+    """A sentence that says why these kernels do not run the conv; None where they do."""
+    outputs, width = weight.shape[:2]
+    if input.dim() != 4 or weight.dim() != 4:
+        return "it runs 2-d convs of batches"
+    if input.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != input.dtype:
+        return f"it runs float16 and bfloat16, not {str(input.dtype).removeprefix('torch.')}"
+    if width not in (4, 8, 16) or outputs != width * groups or outputs % 32:
+        return "it runs groups of 4, 8 or 16 channels, as many in as out, which are multiples of 32 together"
+    if max(weight.shape[2:]) > 7:
+        return "it runs up to 7 taps an axis"
+    if residual is not None:
+        return "it adds no residual"
+    size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    if input.shape[1] != outputs or min(size) < 1:
+        return "torch says what is wrong with it"
+    if max(input.numel(), input.shape[0] * outputs * prod(size)) >= 2**31:
+        return "it reads and writes fewer than 2**31 numbers"
+    return None
+
+
+def conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, P, Q]`, channels last; of what `why_not` lets pass, with weights by `spread`."""
+    kernel = weight.shape[1:3]
+    output = empty_output(input, input.shape[1], output_size(input.shape[2:], kernel, stride, padding, dilation))
+    input = input.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    _launch(
+        Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope),
+        weight,
+        groups,
+        BEST,
+    )
+    return output
+
+
+def variants(width: int) -> tuple[Variant, ...]:
+    """What is worth measuring for groups of `width` channels, the likeliest first."""
+    found = [
+        BEST,
+        Variant("matrix", 32, 2, 128),
+        Variant("matrix", 32, 1, 128),
+        Variant("matrix", 64, 4, 168),
+        Variant("matrix", 64, 1, 168),
+        Variant("matrix", 16, 4, 80),
+    ]
+    return (*found, Variant("vector", 16, 4, 255)) if width == 4 else tuple(found)
+
+
+def _launch(call: Call, weight: Tensor, groups: int, variant: Variant) -> None:
+    """Fill `call.output`; `weight` is laid as the variant's kernel wants it."""
+    channels = call.input.shape[1]
+    constants = {"GROUP": channels // groups, "ROWS": variant.rows, "WARPS": variant.warps, **call.constants()}
+    if variant.kernel == "matrix":
+        constants["HALVES"] = 2 if channels == 4 * groups else 1
+    kernel = matrix_kernel if variant.kernel == "matrix" else vector_kernel
+    tiles = triton.cdiv(call.pixels, variant.rows * variant.warps)
+    with torch.cuda.device_of(call.input):
+        kernel[(tiles * (channels // 32),)](
+            call.input,
+            weight,
+            *call.epilogue(),
+            call.pixels,
+            float(call.negative_slope),
+            **constants,
+            num_warps=variant.warps,
+            num_stages=1,
+            maxnreg=variant.registers,
+        )
