@@ -5,8 +5,9 @@
 cuDNN adds bias and residual and applies a ReLU in the conv's own kernel, if it is asked by
 `torch.cudnn_convolution_relu` or `torch.cudnn_convolution_add_relu`; `F.conv2d` adds the bias in a kernel of its
 own, and residual and activation are two more. Where Triton is installed, one kernel does what cuDNN does not fuse
-(`triton_epilogue`), and a network's first conv, of few input channels, has a kernel of its own (`triton_stem`). Where a
-compiler sees the call, the plain form is left to it: it fuses what follows a conv by itself.
+(`triton_epilogue`). A network's first conv, of few input channels, has a kernel of its own (`triton_stem`), and so have
+convs of few channels a group (`triton_grouped`). Where a compiler sees the call, the plain form is left to it: it fuses
+what follows a conv by itself.
 """
 
 from __future__ import annotations
@@ -41,11 +42,20 @@ def why_unfused(device: torch.device, dtype: torch.dtype, axes: int, groups: int
     return None
 
 
-def layout(weight: Tensor) -> Tensor:
-    """The dense weight as the device's conv reads it, so that no call has to copy it."""
-    if weight.is_cuda and weight.dim() == 4:
-        return weight.contiguous(memory_format=torch.channels_last)
-    return weight
+def layout(weight: Tensor, groups: int) -> list[Tensor]:
+    """The dense weight as the device's conv reads it, so that no call has to copy it.
+
+    Beside it, for few channels a group on a GPU, the same as `triton_grouped` reads it.
+    """
+    if not weight.is_cuda or weight.dim() != 4:
+        return [weight]
+    found = [weight.contiguous(memory_format=torch.channels_last)]
+    if groups > 1 and runs_triton(weight.device):
+        from fxdbsr.kernels import triton_grouped
+
+        if triton_grouped.why_not_weight(weight, groups) is None:
+            found.append(triton_grouped.spread(weight, groups))
+    return found
 
 
 def conv(
@@ -60,11 +70,13 @@ def conv(
     activation: str,
     negative_slope: float,
     pool: int = 1,
+    spread: Tensor | None = None,
 ) -> Tensor:
     """`[N, I, *size]` to `[N, O, *out]`; `residual` has the shape of the output or broadcasts with it.
 
     Args:
         pool: side of a max pool that follows an activation that never falls; the first conv's kernel takes it in.
+        spread: the weight a second time, where `layout` gave one.
     """
     geometry = ([*stride], [*padding], [*dilation], groups)
     axes = weight.dim() - 2
@@ -74,6 +86,10 @@ def conv(
             from fxdbsr.kernels import triton_stem
 
             return triton_stem.conv(input, weight, bias, *geometry[:3], activation, negative_slope, pool)
+        if spread is not None and _is_grouped(input, weight, residual, geometry):
+            from fxdbsr.kernels import triton_grouped
+
+            return max_pool(triton_grouped.conv(input, spread, bias, *geometry, activation, negative_slope), pool)
         y = _in_one_kernel(input, weight, bias, residual, geometry, activation)
         if y is not None:
             return max_pool(y, pool)
@@ -91,6 +107,13 @@ def _is_stem(input: Tensor, weight: Tensor, residual: Tensor | None, geometry: G
     from fxdbsr.kernels import triton_stem
 
     return triton_stem.why_not(input, weight, residual, *geometry) is None
+
+
+def _is_grouped(input: Tensor, weight: Tensor, residual: Tensor | None, geometry: Geometry) -> bool:
+    """True where the kernel for few channels a group runs the conv."""
+    from fxdbsr.kernels import triton_grouped
+
+    return triton_grouped.why_not(input, weight, residual, *geometry) is None
 
 
 def _in_one_kernel(

@@ -178,10 +178,7 @@ def matrix_kernel(
             taps = rows_by_warp(taps, WARPS, 32 // HALVES, HALVES)
             acc = tl.dot(x, tl.permute(taps, (0, 2, 1)), acc)
     acc = rows_in_order(acc, WARPS, ROWS, HALVES)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + k).to(tl.float32)[None, :]
-    else:
-        bias = tl.full((1, 32), 0.0, tl.float32)
+    bias = tl.load(bias_ptr + k).to(tl.float32)[None, :] if HAS_BIAS else tl.full((1, 32), 0.0, tl.float32)
     index = m[:, None] * O + k[None, :]
     live = (m < pixels)[:, None]
     if tl.reduce(acc * 0.0, None, add) == 0.0:
@@ -247,10 +244,7 @@ def vector_kernel(
             acc += x.to(tl.float32)[None, :, :] * taps.to(tl.float32)[:, None, :]
     acc = tl.reduce(tl.reshape(acc, (GROUP, WARPS * ROWS, 32 // GROUP, GROUP)), 3, add)
     acc = tl.reshape(tl.permute(acc, (1, 2, 0)), (WARPS * ROWS, 32))
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + k).to(tl.float32)[None, :]
-    else:
-        bias = tl.full((1, 32), 0.0, tl.float32)
+    bias = tl.load(bias_ptr + k).to(tl.float32)[None, :] if HAS_BIAS else tl.full((1, 32), 0.0, tl.float32)
     index = m[:, None] * O + k[None, :]
     finish(acc, index, (m < pixels)[:, None], bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
@@ -280,6 +274,18 @@ def spread_for_vectors(weight: Tensor, groups: int) -> Tensor:
     return tiles.permute(0, 4, 5, 2, 1, 3).reshape(outputs // 32, *kernel, width, 32).contiguous()
 
 
+def why_not_weight(weight: Tensor, groups: int) -> str | None:
+    """A sentence that says why these kernels run no conv with that weight; None where they may."""
+    if weight.dim() != 4:
+        return "it runs 2-d convs"
+    outputs, width = weight.shape[:2]
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"it runs float16 and bfloat16, not {str(weight.dtype).removeprefix('torch.')}"
+    if width not in (4, 8, 16) or outputs != width * groups or outputs % 32:
+        return "it runs groups of 4, 8 or 16 channels, as many in as out, which are multiples of 32 together"
+    return "it runs up to 7 taps an axis" if max(weight.shape[2:]) > 7 else None
+
+
 def why_not(
     input: Tensor,
     weight: Tensor,
@@ -290,15 +296,12 @@ def why_not(
     groups: int,
 ) -> str | None:
     """A sentence that says why these kernels do not run the conv; None where they do."""
-    outputs, width = weight.shape[:2]
-    if input.dim() != 4 or weight.dim() != 4:
-        return "it runs 2-d convs of batches"
-    if input.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != input.dtype:
-        return f"it runs float16 and bfloat16, not {str(input.dtype).removeprefix('torch.')}"
-    if width not in (4, 8, 16) or outputs != width * groups or outputs % 32:
-        return "it runs groups of 4, 8 or 16 channels, as many in as out, which are multiples of 32 together"
-    if max(weight.shape[2:]) > 7:
-        return "it runs up to 7 taps an axis"
+    reason = why_not_weight(weight, groups)
+    if reason is not None:
+        return reason
+    if input.dim() != 4 or weight.dtype != input.dtype:
+        return "it runs 2-d convs of batches, in the dtype of the weight"
+    outputs = weight.shape[0]
     if residual is not None:
         return "it adds no residual"
     size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)

@@ -31,7 +31,7 @@ from fxdbsr.kernels.triton_pixels import pool_last, position
 
 PIXELS = 128
 WARPS = 4
-STAGES = 3
+STAGES = 1  # with more, copies of eight bytes to shared memory take longer than they hide
 COPIED = 1024  # pixels, or weights, of a program that copies
 
 

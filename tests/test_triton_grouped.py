@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -177,9 +177,9 @@ def test_a_weight_that_is_not_finite_makes_its_own_outputs_so(engine: ModuleType
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no batch": ({"x": (32, 8, 8)}, "it runs 2-d convs of batches"),
-    "3-d": ({"weight": (32, 4, 3, 3, 3)}, "it runs 2-d convs of batches"),
+    "3-d": ({"weight": (32, 4, 3, 3, 3)}, "it runs 2-d convs"),
     "float32": ({"dtype": torch.float32}, "it runs float16 and bfloat16, not float32"),
-    "two dtypes": ({"weight_dtype": torch.bfloat16}, "it runs float16 and bfloat16"),
+    "two dtypes": ({"weight_dtype": torch.bfloat16}, "in the dtype of the weight"),
     "groups of 2": ({"weight": (32, 2, 3, 3), "groups": 16}, "groups of 4, 8 or 16"),
     "groups of 32": ({"weight": (32, 32, 3, 3), "groups": 1}, "groups of 4, 8 or 16"),
     "more outputs than inputs": ({"weight": (64, 4, 3, 3)}, "as many in as out"),

@@ -154,7 +154,7 @@ class PackedConv(nn.Module):
         self.revision += 1
         self._take_derived()
         if self.engine == "dense":
-            derived = [dense.layout(self.weight().detach())]
+            derived = dense.layout(self.weight().detach(), self.grid.groups)
         elif self.engine == "compact":
             found = compact.channels_with_blocks(self.grid, self.crow_indices, self.col_indices)
             kept = [channels.to(self.values.device) for channels in found]

@@ -109,10 +109,11 @@ def _by_torch(layer: PackedConv, x: Tensor, residual: Tensor | None, activation:
     if layer.engine == "compact":
         y = _compact(layer, x, live)
     else:
-        weight = layer.weight() if live else layer.get_buffer("derived0")
+        weight, *spread = [layer.weight()] if live else layer.derived()
         if layer.grid.kernel_size and not layer.grid.transposed:
             geometry = (layer.stride, layer.padding, layer.dilation, layer.grid.groups)
-            return dense.conv(x, weight, layer.bias, residual, *geometry, activation, layer.negative_slope, pool)
+            epilogue: tuple[Any, ...] = (activation, layer.negative_slope, pool, *spread)
+            return dense.conv(x, weight, layer.bias, residual, *geometry, *epilogue)
         y = torch_layer(x, weight, layer.bias, layer)
     return max_pool(activate(y if residual is None else y + residual, activation, layer.negative_slope), pool)
 
