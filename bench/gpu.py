@@ -38,6 +38,7 @@ OF_LAYERS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
 OF_TOOLS = ("sanitizer", "profile")
 PARTS = (*OF_LAYERS, "models", "timeline", "hazards", "ceilings", "training", *OF_TOOLS)
 MODELS = ("resnet50", "vgg11", "resnext50_32x4d", "vgg11_features", "fpn_resnet50")
+MASKS = ("exact", "covered")
 DEFAULT_PARTS = ("correctness", "models", "layers")
 
 
@@ -60,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=(32,))
     parser.add_argument("--block", nargs="+", choices=BLOCKS, default=("32x32", "128x32"))
     parser.add_argument("--sparsity", nargs="+", type=int, default=(50, 70, 90), help="percent")
-    parser.add_argument("--masks", choices=("covered", "exact"), default="exact", help="of whole networks")
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=MASKS[:1], help="of whole networks")
     parser.add_argument("--repeats", type=int, default=20, help="runs that must agree bit for bit")
     parser.add_argument("--seconds", type=float, default=450, help="start no case after this time")
     parser.add_argument("--within", type=float, help="seconds after which all should be over (default: 30 more)")

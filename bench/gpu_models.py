@@ -101,9 +101,9 @@ def blockable(conv: Conv) -> bool:
 def cases(options: Any) -> Iterator[Case]:
     """The networks asked for."""
     for model, dtype, batch in product(options.model, options.dtype, options.batch):
-        for block, sparsity in product(options.block, options.sparsity):
+        for masks, block, sparsity in product(options.masks, options.block, options.sparsity):
             key = {"part": "models", "model": model, "dtype": dtype, "batch": batch, "block": block}
-            yield _case({**key, "sparsity": sparsity, "masks": options.masks}, options.rehearse)
+            yield _case({**key, "sparsity": sparsity, "masks": masks}, options.rehearse)
 
 
 def _case(key: dict[str, Any], rehearse: bool) -> Case:

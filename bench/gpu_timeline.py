@@ -57,11 +57,10 @@ def measure(
 def cases(options: Any) -> Iterator[Case]:
     """The networks asked for, at the first and the last sparsity."""
     ends = dict.fromkeys((options.sparsity[0], options.sparsity[-1]))
-    for model, dtype, batch, block, sparsity in product(
-        options.model, options.dtype, options.batch, options.block, ends
-    ):
+    networks = product(options.model, options.dtype, options.batch)
+    for (model, dtype, batch), masks, block, sparsity in product(networks, options.masks, options.block, ends):
         key = {"part": "timeline", "model": model, "dtype": dtype, "batch": batch, "block": block}
-        yield _case({**key, "sparsity": sparsity, "masks": options.masks}, options.rehearse)
+        yield _case({**key, "sparsity": sparsity, "masks": masks}, options.rehearse)
 
 
 def _case(key: dict[str, Any], rehearse: bool) -> Case:
