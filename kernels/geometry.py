@@ -10,6 +10,13 @@ from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "leaky_relu", "sigmoid")
 
+RISING = ("none", "relu", "relu6", "leaky_relu", "sigmoid")  # never smaller for a larger number: maxima pass them
+
+
+def passes_maxima(activation: str, negative_slope: float) -> bool:
+    """True where the largest of some numbers stays the largest through the activation."""
+    return activation in RISING and (activation != "leaky_relu" or negative_slope >= 0)
+
 
 def output_size(
     size: Sequence[int],

@@ -94,10 +94,10 @@ class Work:
 
 
 def forms(grid: BlockGrid, precision: str) -> list[Form]:
-    """Every form that can run a conv of that grid."""
+    """Every form worth weighing for a conv of that grid: bitmask for more than one tap, see docs/gpu.md."""
     height = min(grid.block_size[0], grid.out_channels // grid.groups)
     found = [Form("gather", rows, precision) for rows in ROWS if rows == 1 or rows * height <= TALLEST]
-    if why_not_bitmask(grid, precision) is None:
+    if prod(grid.kernel_size) > 1 and why_not_bitmask(grid, precision) is None:
         found.append(Form("bitmask", BITMASK_ROWS, precision))
     return found
 
@@ -112,14 +112,6 @@ def why_not_bitmask(grid: BlockGrid, precision: str) -> str | None:
         bo, bc = grid.block_size
         return f"the bitmask kernel has no tile for blocks of {bo}x{bc} with {precision} products"
     return None
-
-
-def is_trusted(form: Form, device: Device) -> bool:
-    """False for the bitmask kernel on sm_90, which has not run there since its machine code was mended (docs/gpu.md).
-
-    It runs where it is asked for by name.
-    """
-    return form.kernel != "bitmask" or device.target != "cuda:90"
 
 
 @lru_cache(1024)
@@ -180,5 +172,6 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
 def by_work(grid: BlockGrid, columns: tuple[int, ...], precision: str, itemsize: int, device: Device) -> list[Form]:
     """All forms, that of the least work first: the order for a conv whose input size is not known."""
     taps = prod(grid.kernel_size)
-    found = [form for form in forms(grid, precision) if is_trusted(form, device)]
-    return sorted(found, key=lambda form: busy_clocks(form, work(grid, columns, form, itemsize), taps, device))
+    return sorted(
+        forms(grid, precision), key=lambda form: busy_clocks(form, work(grid, columns, form, itemsize), taps, device)
+    )

@@ -3,7 +3,7 @@
 
     y[m, o] = activation(sum over taps t and channels j of o's group of x[pixel of m and t, j] * w[o, t, j] + bias[o])
 
-`matrix_kernel` multiplies 32 channels by block-diagonal weights on the matrix unit, straight from registers. A thread
+`grouped_kernel` multiplies 32 channels by block-diagonal weights on the matrix unit, straight from registers. A thread
 of mma.sync holds four channels of a product's sixteen, k = 2j, 2j+1, 2j+8, 2j+9 for its place j of four. Here it loads
 eight neighbours, c = 8j to 8j+7, in one read of 16 bytes and takes each four of them for its part of one product: a sum
 does not depend on the order of its terms, as long as the weights lie in the same order. With groups of four, a product
@@ -13,14 +13,11 @@ through shared memory. All taps of a program read the same lines of L1.
 
 Zeros outside of the groups would make NaN of another group's infinity. Where a sum is not finite, a program therefore
 computes all of its sums again, group by group: slow, but right, and rare.
-
-`vector_kernel` multiplies and adds in float32, outside of the matrix unit, and only ever within groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -33,25 +30,9 @@ from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_epilogue import finish
 from fxdbsr.kernels.triton_pixels import position
 
-
-@dataclass(frozen=True)
-class Variant:
-    """How a conv is run.
-
-    Args:
-        kernel: "matrix" or "vector".
-        rows: pixels of a warp.
-        warps: of a program.
-        registers: the most that a thread may have.
-    """
-
-    kernel: str
-    rows: int
-    warps: int
-    registers: int
-
-
-BEST = Variant("matrix", 32, 4, 128)  # by its machine code; no GPU has measured it yet
+ROWS = 32  # pixels of a warp
+WARPS = 1
+REGISTERS = 128  # the most that a thread may have
 
 
 @triton.jit
@@ -124,7 +105,7 @@ def sums_by_group(
 
 
 @triton.jit
-def matrix_kernel(
+def grouped_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -190,67 +171,8 @@ def matrix_kernel(
         finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
 
-@triton.jit
-def vector_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    residual_ptr,
-    y_ptr,
-    pixels,
-    slope,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    R: tl.constexpr,
-    S: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    WARPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """32 channels of ROWS * WARPS pixels; weights as `spread_for_vectors` lays them.
-
-    A channel's product with the n-th output of its group is added to sum n of the channel; those of the channels of a
-    group are added up after the last tap.
-    """
-    part = tl.program_id(0) % (C // 32)
-    m = tl.program_id(0) // (C // 32) * (WARPS * ROWS) + tl.arange(0, WARPS * ROWS)
-    image, p, q = position(tl.minimum(m, pixels - 1), P, Q, 1)
-    h = p * SH - PH
-    w = q * SW - PW
-    bits = tap_bits(h, w, H, W, R, S, DH, DW)
-    k = part * 32 + tl.arange(0, 32)
-    x_ptrs = x_ptr + ((((image * H + h) * W + w) * C)[:, None] + k[None, :])
-    weight_ptr += part * (R * S * GROUP * 32)
-    weight_ptrs = weight_ptr + (tl.arange(0, GROUP)[:, None] * 32 + tl.arange(0, 32)[None, :])
-    acc = tl.full((GROUP, WARPS * ROWS, 32), 0.0, tl.float32)
-    for r in tl.static_range(R):
-        for s in tl.static_range(S):
-            inside = ((bits >> r) & (bits >> (8 + s)) & 1) != 0
-            x = tl.load(x_ptrs + (r * (DH * W) + s * DW) * C, mask=inside[:, None], other=0.0)
-            taps = tl.load(weight_ptrs + (r * S + s) * (GROUP * 32))
-            acc += x.to(tl.float32)[None, :, :] * taps.to(tl.float32)[:, None, :]
-    acc = tl.reduce(tl.reshape(acc, (GROUP, WARPS * ROWS, 32 // GROUP, GROUP)), 3, add)
-    acc = tl.reshape(tl.permute(acc, (1, 2, 0)), (WARPS * ROWS, 32))
-    bias = tl.load(bias_ptr + k).to(tl.float32)[None, :] if HAS_BIAS else tl.full((1, 32), 0.0, tl.float32)
-    index = m[:, None] * O + k[None, :]
-    finish(acc, index, (m < pixels)[:, None], bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
-
-
 def spread(weight: Tensor, groups: int) -> Tensor:
-    """`[O, C / groups, R, S]` as `matrix_kernel` reads it: `[C / 32, R, S, outputs, 32]`, zeros outside of the groups.
+    """`[O, C / groups, R, S]` as `grouped_kernel` reads it: `[C / 32, R, S, outputs, 32]`, zeros outside of the groups.
 
     With groups of four, a row has the weights of two outputs: their groups alternate, one product takes each.
     """
@@ -265,13 +187,6 @@ def spread(weight: Tensor, groups: int) -> Tensor:
     parts = full.view(*kernel, outputs // 32, 4, halves, 4 // halves, 2, 4, halves, 8 // halves)
     own = torch.stack([parts[:, :, :, :, half, :, :, :, half] for half in range(halves)], -2)
     return own.permute(2, 0, 1, 4, 3, 5, 6, 7, 8).reshape(outputs // 32, *kernel, 32 // halves, 32).contiguous()
-
-
-def spread_for_vectors(weight: Tensor, groups: int) -> Tensor:
-    """`[O, C / groups, R, S]` as `vector_kernel` reads it: `[C / 32, R, S, output of the group, 32 inputs]`."""
-    outputs, width, *kernel = weight.shape
-    tiles = weight.reshape(outputs // 32, groups * 32 // outputs, width, width, *kernel)
-    return tiles.permute(0, 4, 5, 2, 1, 3).reshape(outputs // 32, *kernel, width, 32).contiguous()
 
 
 def why_not_weight(weight: Tensor, groups: int) -> str | None:
@@ -328,45 +243,22 @@ def conv(
     output = empty_output(input, input.shape[1], output_size(input.shape[2:], kernel, stride, padding, dilation))
     input = input.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
-    _launch(
-        Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope),
-        weight,
-        groups,
-        BEST,
-    )
-    return output
-
-
-def variants(width: int) -> tuple[Variant, ...]:
-    """What is worth measuring for groups of `width` channels, the likeliest first."""
-    found = [
-        BEST,
-        Variant("matrix", 32, 2, 128),
-        Variant("matrix", 32, 1, 128),
-        Variant("matrix", 64, 4, 168),
-        Variant("matrix", 64, 1, 168),
-        Variant("matrix", 16, 4, 80),
-    ]
-    return (*found, Variant("vector", 16, 4, 255)) if width == 4 else tuple(found)
-
-
-def _launch(call: Call, weight: Tensor, groups: int, variant: Variant) -> None:
-    """Fill `call.output`; `weight` is laid as the variant's kernel wants it."""
-    channels = call.input.shape[1]
-    constants = {"GROUP": channels // groups, "ROWS": variant.rows, "WARPS": variant.warps, **call.constants()}
-    if variant.kernel == "matrix":
-        constants["HALVES"] = 2 if channels == 4 * groups else 1
-    kernel = matrix_kernel if variant.kernel == "matrix" else vector_kernel
-    tiles = triton.cdiv(call.pixels, variant.rows * variant.warps)
-    with torch.cuda.device_of(call.input):
-        kernel[(tiles * (channels // 32),)](
-            call.input,
+    call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope)
+    channels = input.shape[1]
+    with torch.cuda.device_of(input):
+        grouped_kernel[(triton.cdiv(call.pixels, ROWS * WARPS) * (channels // 32),)](
+            input,
             weight,
             *call.epilogue(),
             call.pixels,
-            float(call.negative_slope),
-            **constants,
-            num_warps=variant.warps,
+            float(negative_slope),
+            **call.constants(),
+            GROUP=channels // groups,
+            HALVES=2 if channels == 4 * groups else 1,
+            ROWS=ROWS,
+            WARPS=WARPS,
+            num_warps=WARPS,
             num_stages=1,
-            maxnreg=variant.registers,
+            maxnreg=REGISTERS,
         )
+    return output

@@ -29,7 +29,7 @@ import torch
 from fxdbsr.kernels.dense import why_unfused
 from fxdbsr.kernels.triton_cost import fixed_clocks
 from fxdbsr.kernels.triton_device import H200, Device, device_of
-from fxdbsr.kernels.triton_forms import Form, forms, is_trusted, step_clocks, tiles_of, work
+from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_measured import BANDWIDTH, CUDNN, LAUNCH, UNMEASURED, clocks, cost_of, norm, work_clocks
 from fxdbsr.kernels.triton_plan import choose_tile
@@ -124,17 +124,17 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     return seconds * (UNMEASURED if device.target == "cuda:90" else 1)
 
 
-def sparse_forms(layer: Layer, device: Device = H200) -> list[Form]:
+def sparse_forms(layer: Layer) -> list[Form]:
     """Every form that may run the layer."""
     found = forms(layer.grid, layer.precision)
     if layer.allow_3xtf32 and layer.precision == "ieee":
         found += forms(layer.grid, "3xtf32")
-    return [form for form in found if is_trusted(form, device)]
+    return found
 
 
 @lru_cache(4096)
 def _choose(layer: Layer, precision: str, device: Device) -> Choice:
-    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer, device)}
+    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer)}
     form = min(times, key=times.__getitem__)
     full = layer.full()
     own = min(sparse_seconds(full, form, device) for form in times)

@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fxdbsr.kernels.geometry import empty_output, output_size
+from fxdbsr.kernels.geometry import empty_output, output_size, passes_maxima
 from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile, bitmask_tile
@@ -44,7 +44,8 @@ def conv(
 
     Args:
         pool: side of a max pool that follows, which leaves `[N, O, P // pool, Q // pool]`; 1 for none. In the conv's
-            kernel, without residual, where the gather kernel runs it unsplit; otherwise by a kernel of its own.
+            kernel where the gather kernel runs it unsplit, without residual and with an activation that maxima pass;
+            otherwise by a kernel of its own.
 
     Raises:
         ValueError: tables that are not this engine's, or made for another dtype, device or precision; an image
@@ -56,7 +57,8 @@ def conv(
     spatial = output_size(input.shape[2:], kernel_size, stride, padding, dilation)
     images = _images_per_launch(input, out_channels * prod(spatial))
     pixels = min(images, input.shape[0]) * prod(size // pool * pool for size in spatial)
-    inside = pool if residual is None and _pools(choice, tables, pixels, kernel_size, input.device) else 1
+    may = residual is None and passes_maxima(activation, negative_slope)
+    inside = pool if may and _pools(choice, tables, pixels, kernel_size, input.device) else 1
     output = empty_output(input, out_channels, [size // inside for size in spatial])
     input = input.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()

@@ -38,7 +38,7 @@ def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[st
         tiles_of: forms, from the cheapest on, of which every tile and split of the reduction is tried.
     """
     model = device_of(device)
-    found = sorted(sparse_forms(layer, model), key=lambda form: sparse_seconds(layer, form, model))
+    found = sorted(sparse_forms(layer), key=lambda form: sparse_seconds(layer, form, model))
     listed = {str(form): form.arguments for form in found}
     for form in [form for form in found if form.kernel == "gather"][:tiles_of]:
         taps = prod(layer.grid.kernel_size)

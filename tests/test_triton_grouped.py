@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxdbsr.kernels import reference
-from fxdbsr.kernels.geometry import ACTIVATIONS, empty_output, output_size
-from fxdbsr.kernels.triton_call import Call
+from fxdbsr.kernels.geometry import ACTIVATIONS
 from tests.triton_cases import DEVICE, GPU, imported, needs_interpreter
 
 ONE = (1, 1)
@@ -75,24 +74,24 @@ def run(
     engine: ModuleType,
     case: Grouped,
     data: tuple[Tensor, Tensor, Tensor | None],
-    variant: Any = None,
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
-    """The case by a variant, by default the one that `conv` takes."""
+    """The case by the kernel, in `dtype`."""
     x, weight, bias = (None if t is None else t.to(DEVICE, dtype) for t in data)
     assert x is not None
     assert weight is not None
     assert engine.why_not(x, weight, None, *case.geometry, case.groups) is None
-    if variant is None:
-        laid = engine.spread(weight, case.groups)
-        y: Tensor = engine.conv(x, laid, bias, *case.geometry, case.groups, case.activation, 0.01)
-        return y
-    lay = engine.spread if variant.kernel == "matrix" else engine.spread_for_vectors
-    y = empty_output(x, case.channels, output_size(case.size, case.kernel, *case.geometry))
-    x = x.contiguous(memory_format=LAST)
-    call = Call(x, bias, None, y, case.kernel, *case.geometry, case.activation, 0.01)
-    engine._launch(call, lay(weight, case.groups), case.groups, variant)
+    laid = engine.spread(weight, case.groups)
+    y: Tensor = engine.conv(x, laid, bias, *case.geometry, case.groups, case.activation, 0.01)
     return y
+
+
+TILES = ((32, 1), (32, 4), (64, 1), (16, 2))  # pixels of a warp, warps
+
+
+def take(monkeypatch: pytest.MonkeyPatch, engine: ModuleType, tile: tuple[int, int]) -> None:
+    monkeypatch.setattr(engine, "ROWS", tile[0])
+    monkeypatch.setattr(engine, "WARPS", tile[1])
 
 
 CASES = {
@@ -113,15 +112,16 @@ CASES = {
 
 @needs_interpreter
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_variant_is_as_right_as_float16_can_be(engine: ModuleType, case: Grouped) -> None:
+def test_it_is_as_right_as_float16_can_be(monkeypatch: pytest.MonkeyPatch, engine: ModuleType, case: Grouped) -> None:
     data = case.data()
     exact = case.exact(*data)
-    for variant in (None, *engine.variants(case.width)):
-        y = run(engine, case, data, variant)
+    for tile in TILES:
+        take(monkeypatch, engine, tile)
+        y = run(engine, case, data)
         assert y.shape == exact.shape
         assert y.is_contiguous(memory_format=LAST)
         # summed in float32, rounded once
-        assert (y.cpu() - exact).abs().max() <= EPS * exact.abs().max(), variant
+        assert (y.cpu() - exact).abs().max() <= EPS * exact.abs().max(), tile
 
 
 @needs_interpreter
@@ -155,9 +155,8 @@ def test_a_number_that_is_not_finite_stays_in_its_group(engine: ModuleType, widt
     x[1, 2, 0, 0] = value
     exact = case.exact(x, weight, bias)
     assert not exact.isfinite().all()
-    for variant in engine.variants(width):
-        y = run(engine, case, (x, weight, bias), variant).cpu().double()
-        torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-2, equal_nan=True)
+    y = run(engine, case, (x, weight, bias)).cpu().double()
+    torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-2, equal_nan=True)
 
 
 @needs_interpreter
@@ -169,10 +168,9 @@ def test_a_weight_that_is_not_finite_makes_its_own_outputs_so(engine: ModuleType
     exact = case.exact(x, weight, bias)
     weight[7, 1, 1, 1] = torch.inf
     others = [o for o in range(case.channels) if o != 7]
-    for variant in engine.variants(width):
-        y = run(engine, case, (x, weight, bias), variant).cpu().double()
-        assert not y[:, 7].isfinite().any()
-        torch.testing.assert_close(y[:, others], exact[:, others], rtol=1e-3, atol=1e-2)
+    y = run(engine, case, (x, weight, bias)).cpu().double()
+    assert not y[:, 7].isfinite().any()
+    torch.testing.assert_close(y[:, others], exact[:, others], rtol=1e-3, atol=1e-2)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,7 +10,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from fxdbsr.kernels import triton_pool, triton_stem  # noqa: E402
+from fxdbsr.kernels import triton_grouped, triton_pool, triton_stem  # noqa: E402
 from fxdbsr.kernels.triton_machine_code import MATRIX, Facts  # noqa: E402
 from fxdbsr.kernels.triton_offline import compile_kernel  # noqa: E402
 
@@ -34,7 +34,7 @@ class Compiles:
         self.facts: list[Facts] = []
 
     def __getitem__(self, grid: Any) -> Any:
-        def launch(*_: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
+        def launch(*_: Any, num_warps: int = 4, num_stages: int = 3, maxnreg: int = 0, **constants: Any) -> None:
             names = [name for name in self.kernel.arg_names if name not in constants]
             pointers = {name: f"*{self.dtype}" for name in names if name.endswith("_ptr")}
             scalars = {name: "fp32" if name == "slope" else "i32" for name in names if name not in pointers}
@@ -81,3 +81,19 @@ def test_max_pools_do_not_spill(monkeypatch: pytest.MonkeyPatch, dtype: torch.dt
     (facts,) = compiled.facts
     assert (facts.spills, facts.matrix) == (0, "")
     assert facts.registers <= 64  # so that many programs hide what memory takes
+
+
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (256, 32), (512, 32), (96, 6)])
+def test_convs_of_few_channels_a_group_multiply_on_the_matrix_unit_without_spills(
+    monkeypatch: pytest.MonkeyPatch, channels: int, groups: int, target: str
+) -> None:
+    x = torch.zeros(1, channels, 14, 14, dtype=torch.float16)
+    weight, bias = torch.zeros(channels, channels // groups, 3, 3).half(), torch.zeros(channels).half()
+    compiled = Compiles(triton_grouped.grouped_kernel, target, torch.float16)
+    monkeypatch.setattr(triton_grouped, "grouped_kernel", compiled)
+    triton_grouped.conv(x, triton_grouped.spread(weight, groups), bias, (1, 1), (1, 1), (1, 1), groups, "relu", 0.0)
+    (facts,) = compiled.facts
+    assert facts.spills == 0
+    assert facts.registers <= triton_grouped.REGISTERS
+    assert facts.matrix == MATRIX[target][-1]

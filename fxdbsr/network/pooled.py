@@ -13,10 +13,9 @@ from torch import fx
 from torch.fx.graph_module import _forward_from_src
 
 from fxdbsr.graph import called_module
+from fxdbsr.kernels.geometry import passes_maxima
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.pool import side_of
-
-RISING = ("none", "relu", "relu6", "leaky_relu", "sigmoid")  # never larger for a smaller number: they pass maxima on
 
 
 def pools_of(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int]]:
@@ -34,8 +33,12 @@ def _can_pool(node: fx.Node) -> bool:
     layer = called_module(node)
     if not isinstance(layer, PackedConv) or len(node.args) > 1 or node.kwargs:
         return False
-    rising = layer.activation in RISING and (layer.activation != "leaky_relu" or layer.negative_slope >= 0)
-    return rising and layer.lift is None and layer.pad is None and len(layer.grid.kernel_size) == 2
+    return (
+        passes_maxima(layer.activation, layer.negative_slope)
+        and layer.lift is None
+        and layer.pad is None
+        and len(layer.grid.kernel_size) == 2
+    )
 
 
 def pooled_forward(module: fx.GraphModule) -> Callable[..., Any] | None:
