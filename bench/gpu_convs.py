@@ -97,6 +97,15 @@ def convs(model: str) -> dict[Conv, int]:
     return found
 
 
+def convs_alone(model: str) -> dict[Conv, int]:
+    """The same without the pools behind them, as they were measured when these were kernels of their own."""
+    found: dict[Conv, int] = {}
+    for conv, count in convs(model).items():
+        alone = replace(conv, pool=1)
+        found[alone] = found.get(alone, 0) + count
+    return found
+
+
 @dataclass
 class Problem:
     """Tensors of one conv on the device: several inputs, more than the L2 holds, and one set of weights."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.gpu_convs import convs
+from bench.gpu_convs import convs_alone
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from bench.tables_text import RESULTS
 from fxdbsr.kernels.triton_configs import Tile
@@ -61,7 +61,7 @@ def samples() -> list[Sample]:
     for record in _records():
         key = record["key"]
         set_precision(key["dtype"])
-        conv = next(conv for conv in convs(key["model"]) if conv.name == key["layer"])
+        conv = next(conv for conv in convs_alone(key["model"]) if conv.name == key["layer"])
         layer = conv.layer(key["batch"], DTYPES[key["dtype"]], BLOCKS[key["block"]], 1 - key["sparsity"] / 100)
         for label, microseconds in record["us"].items():
             parsed = _parsed(label, key)

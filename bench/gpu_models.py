@@ -12,7 +12,8 @@ Arms, each on the same input, channels last:
 
 Blocks are switched off at random, the same share in every conv, spread evenly, or with `--masks covered` at least one
 left in every row and column, so that no channel is dead and nothing is gained by cutting channels; `macs` says what
-share of the dense MACs is left. The stem and the classifier stay dense.
+share of the dense MACs the masks leave, `macs after` what is left of it where conversion has cut dead channels. The
+stem and the classifier stay dense.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+import fxdbsr
 from bench.gpu_compiled import dense_arms
 from bench.gpu_convs import Conv, convs, estimate
 from bench.gpu_networks import Exact, call_of, images, macs_left, pruned, sparse_arms
@@ -43,7 +45,7 @@ def measure(
     set_precision(dtype)
     with torch.no_grad():
         x = images(model, batch, setting.rehearse).to(setting.device, DTYPES[dtype])
-        prepared = pruned(model, block, sparsity, masks)
+        prepared, one = pruned(model, block, sparsity, masks), images(model, 1, setting.rehearse)
         arms = sparse_arms(prepared, x, dtype)
         exact = Exact.of(prepared, x)
         reasons = {name: exact.why_wrong(arm, x) for name, arm in arms.items()}
@@ -57,6 +59,9 @@ def measure(
             "compiled by": compiled_by,
             "engines": dict(engines),
             "macs": round(macs_left(prepared, images(model, 1, setting.rehearse)), 4),
+            "macs after": round(
+                macs_left(fxdbsr.convert(prepared, backend="reference"), images(model, 1, setting.rehearse)), 4
+            ),
             **found,
         }
 

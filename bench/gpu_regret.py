@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from bench.gpu_convs import convs
+from bench.gpu_convs import convs_alone
 from bench.gpu_setting import BLOCKS, set_precision
 from bench.gpu_tiles import name
 from bench.tables_text import RESULTS
@@ -54,7 +54,7 @@ def times() -> dict[Case, dict[tuple[int, str], float]]:
 def taken(case: Case, measured: dict[tuple[int, str], float]) -> float:
     """Microseconds of what the planner takes."""
     model, layer_name, block, sparsity = case
-    conv = next(conv for conv in convs(model) if conv.name == layer_name)
+    conv = next(conv for conv in convs_alone(model) if conv.name == layer_name)
     layer = conv.layer(32, torch.float16, BLOCKS[block], 1 - sparsity / 100)
     if why_dense(layer, H100) is not None:
         return measured[0, "cuDNN"]
@@ -69,7 +69,7 @@ def regrets() -> list[dict[str, Any]]:
     set_precision("fp16")
     sums: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for case, measured in times().items():
-        count = next(count for conv, count in convs(case[0]).items() if conv.name == case[1])
+        count = next(count for conv, count in convs_alone(case[0]).items() if conv.name == case[1])
         of = sums[case[0], case[2], case[3]]
         for i, us in enumerate((taken(case, measured), min(measured.values()), measured[0, "cuDNN"])):
             of[i] += count * us

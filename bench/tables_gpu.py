@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from bench.tables_text import RESULTS, cut, pipe
 
-PATH = RESULTS / "gpu.jsonl"
+PATH, H100 = RESULTS / "gpu.jsonl", RESULTS / "gpu_h100.jsonl"
 ARMS = {
     "sparse": "converted",
     "3xTF32": "converted, 3xTF32",
@@ -17,42 +18,77 @@ ARMS = {
 }
 OURS = ("sparse", "3xTF32")
 CONVERTED = (*OURS, "dense")  # what depends on the masks: channels that are dead are removed from dense convs, too
+BATCH = 32  # of the README
 
 
 def gpu() -> str:
     """Every network and arm."""
-    return _table(tuple(ARMS))
+    return _table(PATH, tuple(ARMS))
 
 
 def gpu_headline() -> str:
     """The converted networks, by sparse and by dense convs, for the README."""
-    return _table(CONVERTED)
+    return _table(PATH, CONVERTED, BATCH)
 
 
-def _table(arms: tuple[str, ...]) -> str:
+def gpu_h100() -> str:
+    """The converted networks on the GPU that the engine was tuned on, before what was added since."""
+    return _table(H100, CONVERTED)
+
+
+def gpu_training() -> str:
+    """Milliseconds of a training step."""
+    records = [r for r in _read(PATH) if r["key"]["part"] == "training" and r["measured"]]
+    rows = [
+        [
+            r["key"]["model"],
+            r["key"]["dtype"],
+            str(r["batch"]),
+            "yes" if r["key"]["compile"] else "no",
+            f"{r['ms dense'][1]:.1f}",
+            f"{r['ms prepared'][1]:.1f}",
+            f"{r['ratio'][1]:.2f}x",
+        ]
+        for r in records
+    ]
+    heads = ["model", "dtype", "batch", "compiled", "dense, ms", "prepared, ms", "prepared over dense"]
+    return f"{pipe(rows, heads, 4)}\n\n{_source(PATH, records[0])}"
+
+
+def _table(path: Path, arms: tuple[str, ...], batch: int | None = None) -> str:
     """Ratios over torch.compile: a line for each network, block and arm, a column for each sparsity."""
     found: dict[tuple[str, ...], dict[int, str]] = {}
-    records = [record for record in map(json.loads, PATH.read_text().splitlines()) if _is_network(record)]
+    records = [r for r in _read(path) if _is_network(r) and batch in (None, r["key"]["batch"])]
     for record in records:
         key = record["key"]
         base = record["compiled by"]["compiled"].split(":")[0]
         for arm in (arm for arm in arms if f"{arm} over compiled" in record):
             blocks = (key["block"], key["masks"]) if arm in CONVERTED else ("-", "-")
             line = (key["model"], key["dtype"], str(key["batch"]), *blocks, ARMS[arm], base)
-            left = f" ({100 * record['macs']:.0f} %)" if arm in OURS else ""
+            left = f" ({_left(record)})" if arm in OURS else ""
             ratio = f"{cut(record[f'{arm} over compiled'][1])}x{left}"
             found.setdefault(line, {}).setdefault(key["sparsity"], ratio)
     zeros = sorted({record["key"]["sparsity"] for record in records})
     heads = ["model", "dtype", "batch", "block", "masks", "arm", "over torch.compile"]
     rows = [[*line, *(cells.get(zero, "") for zero in zeros)] for line, cells in found.items()]
     table = pipe(rows, [*heads, *(f"{zero} % zero" for zero in zeros)], 7)
-    return f"{table}\n\n{_source(records[0])}"
+    return f"{table}\n\n{_source(path, records[0])}"
+
+
+def _left(record: dict[str, Any]) -> str:
+    """Percent of the MACs that the masks leave and, where that is less, that are left after conversion."""
+    left = {f"{100 * record[name]:.0f}": None for name in ("macs", "macs after") if name in record}
+    return f"{', '.join(left)} %"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _is_network(record: dict[str, Any]) -> bool:
     return record["key"]["part"] == "models" and bool(record["measured"])
 
 
-def _source(record: dict[str, Any]) -> str:
+def _source(path: Path, record: dict[str, Any]) -> str:
     versions = f"torch {record['torch']}, Triton {record['triton']}, cuDNN {record['cudnn']}"
-    return f"{record['device']}, {versions}, commit {record['commit']}: `bench/results/{PATH.name}`."
+    return f"{record['device']}, {versions}, commit {record['commit']}: `bench/results/{path.name}`."

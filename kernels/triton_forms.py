@@ -94,10 +94,10 @@ class Work:
 
 
 def forms(grid: BlockGrid, precision: str) -> list[Form]:
-    """Every form worth weighing for a conv of that grid: bitmask for more than one tap, see docs/gpu.md."""
+    """Every form that can run a conv of that grid."""
     height = min(grid.block_size[0], grid.out_channels // grid.groups)
     found = [Form("gather", rows, precision) for rows in ROWS if rows == 1 or rows * height <= TALLEST]
-    if prod(grid.kernel_size) > 1 and why_not_bitmask(grid, precision) is None:
+    if why_not_bitmask(grid, precision) is None:
         found.append(Form("bitmask", BITMASK_ROWS, precision))
     return found
 
@@ -112,6 +112,14 @@ def why_not_bitmask(grid: BlockGrid, precision: str) -> str | None:
         bo, bc = grid.block_size
         return f"the bitmask kernel has no tile for blocks of {bo}x{bc} with {precision} products"
     return None
+
+
+def may_win(form: Form, device: Device) -> bool:
+    """False for the bitmask kernel on sm_90: gather was faster on all convs that were measured (docs/gpu.md).
+
+    Tuning measures it all the same, and it runs where it is asked for by name.
+    """
+    return form.kernel != "bitmask" or device.target != "cuda:90"
 
 
 @lru_cache(1024)

@@ -29,7 +29,7 @@ import torch
 from fxdbsr.kernels.dense import why_unfused
 from fxdbsr.kernels.triton_cost import fixed_clocks
 from fxdbsr.kernels.triton_device import H200, Device, device_of
-from fxdbsr.kernels.triton_forms import Form, forms, step_clocks, tiles_of, work
+from fxdbsr.kernels.triton_forms import Form, forms, may_win, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_measured import BANDWIDTH, CUDNN, LAUNCH, UNMEASURED, clocks, cost_of, norm, work_clocks
 from fxdbsr.kernels.triton_plan import choose_tile
@@ -134,7 +134,8 @@ def sparse_forms(layer: Layer) -> list[Form]:
 
 @lru_cache(4096)
 def _choose(layer: Layer, precision: str, device: Device) -> Choice:
-    times = {form: sparse_seconds(layer, form, device) for form in sparse_forms(layer)}
+    weighed = [form for form in sparse_forms(layer) if may_win(form, device)]
+    times = {form: sparse_seconds(layer, form, device) for form in weighed}
     form = min(times, key=times.__getitem__)
     full = layer.full()
     own = min(sparse_seconds(full, form, device) for form in times)

@@ -1,17 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Dense convs of few input channels, such as a network's first: Triton kernels of their own.
+"""Dense convs of few input channels, such as a network's first: a Triton kernel of their own.
 
     y = activation(conv(x, weight) + bias), or of it the largest of each window of a max pool
 
-A library's conv is made for many channels, and three channels can be read by two or four bytes alone. So a first kernel
-copies the images to four channels, with the zeros of the padding around them, and the weights likewise:
+A library's conv is made for many channels. Here the images are first copied to where a pixel has four channels and the
+padding around them (`triton_pad`). The taps of one row of the kernel and their channels, S*4 numbers, are then
+neighbours in memory, and one step of the reduction. What lies beyond them, up to a power of two, is not read.
 
-    x4        [N, H + 2 PH, WIDTH, 4]      WIDTH: what the last column reads, an even number
-    weights4  [R, outputs, BK]             BK = 4 S, up to a power of two: a row of the kernel; zeros past its taps
-
-Then the taps of one row of the kernel are one step of the reduction, neighbours in memory that are read eight bytes at
-a time, and no step asks what lies inside of the image. Pixels past a row's taps are read as zeros, too: infinity times
-a weight of zero would be NaN.
+A program keeps the weights in shared memory and computes one tile of TH by TW pixels after the other. Where three tiles
+fit in there as well, the next two are copied meanwhile.
 """
 
 from __future__ import annotations
@@ -24,75 +21,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxdbsr.kernels.geometry import empty_output, output_size
+from fxdbsr.kernels.geometry import empty_output, output_size, passes_maxima
+from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_call import Call
+from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_epilogue import finish
-from fxdbsr.kernels.triton_pixels import pool_last, position
+from fxdbsr.kernels.triton_pad import CHANNELS, pad
+from fxdbsr.kernels.triton_pixels import larger
 
-PIXELS = 128
-WARPS = 4
-STAGES = 1  # with more, copies of eight bytes to shared memory take longer than they hide
-COPIED = 1024  # pixels, or weights, of a program that copies
+TILES = ((8, 16), (4, 32), (16, 8))  # pixels; the rows and columns of a tile hold whole windows
+AHEAD = 64  # products of a pixel up to which three tiles fit in shared memory
+WARPS = {"cuda:90": 4}  # elsewhere both operands lie in registers, of which four warps have too few
+PROGRAMS = 4  # that one multiprocessor runs at a time
 
 
 @triton.jit
-def widen_kernel(
-    x_ptr,
-    weight_ptr,
-    x4_ptr,
-    weights4_ptr,
-    pixels,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    R: tl.constexpr,
-    S: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LANES: tl.constexpr,
-    BK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """BLOCK pixels of x4, which has `pixels`; the programs after those copy weights, `[O, R, S, C]` in memory."""
-    copies = (pixels + BLOCK - 1) // BLOCK
-    if tl.program_id(0) < copies:
-        m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        c = tl.arange(0, 4)
-        row = m // WIDTH
-        image = row // HEIGHT
-        h = row - image * HEIGHT - PH
-        w = m - row * WIDTH - PW
-        inside = (m < pixels) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        source = image * image_stride + h * row_stride + w * column_stride
-        x_ptrs = x_ptr + source[:, None] + c[None, :] * channel_stride
-        x = tl.load(x_ptrs, mask=inside[:, None] & (c < C)[None, :], other=0.0)
-        tl.store(x4_ptr + m[:, None] * 4 + c[None, :], x, mask=(m < pixels)[:, None])
-    else:
-        i = (tl.program_id(0) - copies) * BLOCK + tl.arange(0, BLOCK)
-        k = i % BK
-        o = i // BK % LANES
-        r = i // (BK * LANES)
-        live = (r < R) & (o < O) & (k < 4 * S) & (k % 4 < C)
-        weight = tl.load(weight_ptr + ((o * R + r) * S + k // 4) * C + k % 4, mask=live, other=0.0)
-        tl.store(weights4_ptr + i, weight, mask=r < R)
+def largest(acc, OUTPUTS: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, POOL: tl.constexpr):
+    """The largest of each window of a tile: `acc [OUTPUTS, TH * TW]` to `[OUTPUTS, TH * TW / POOL**2]`."""
+    windows = tl.reshape(acc, (OUTPUTS, TH // POOL, POOL, TW // POOL, POOL))
+    windows = tl.reduce(tl.reduce(windows, 4, larger), 2, larger)
+    return tl.reshape(windows, (OUTPUTS, TH * TW // (POOL * POOL)))
 
 
 @triton.jit
 def stem_kernel(
-    x4_ptr,
-    weights4_ptr,
+    x_ptr,
+    weight_ptr,
     bias_ptr,
     residual_ptr,
     y_ptr,
-    pixels,
+    tiles,
     slope,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
@@ -100,47 +62,61 @@ def stem_kernel(
     S: tl.constexpr,
     SH: tl.constexpr,
     SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
     DH: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LANES: tl.constexpr,
-    BM: tl.constexpr,
+    DW: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    STAGES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     POOL: tl.constexpr,
 ):
-    """BM pixels by BN outputs; a step of BK products is one row of the kernel."""
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    """Tiles of TH * TW pixels by BN outputs; x is `[N, H + 2 * PH, W + 2 * PW, 4]`, weight `[outputs, R, BK]`.
+
+    Tiles reach past the pixels of an image, and read what lies there: of the next row, or of the next image.
+    """
+    down: tl.constexpr = (P + TH - 1) // TH
+    across: tl.constexpr = (Q + TW - 1) // TW
+    columns: tl.constexpr = W + 2 * PW
+    rows: tl.constexpr = H + 2 * PH
     o = tl.program_id(1) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    image, p, q = position(tl.minimum(m, pixels - 1), P, Q, POOL)
-    first = ((image * HEIGHT + p * SH) * WIDTH + q * SW) * 4
-    offset = tl.max_contiguous(tl.multiple_of(first[:, None] + k[None, :], [1, 4]), [1, 4])
-    taps = tl.max_constancy(k < 4 * S, 4)[None, :]
-    x_ptrs = x4_ptr + offset
-    weight_ptrs = weights4_ptr + (o[:, None] * BK + k[None, :])
-    acc = tl.full((BN, BM), 0.0, tl.float32)
-    for r in range(R):
-        x = tl.load(x_ptrs + r * (DH * WIDTH * 4), mask=taps, other=0.0)
-        w = tl.load(weight_ptrs + r * (LANES * BK))
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-    if POOL > 1:
-        acc = pool_last(acc, BN, BM, POOL)
-        m = tl.program_id(0) * (BM // (POOL * POOL)) + tl.arange(0, BM // (POOL * POOL))
-        pixels = pixels // (POOL * POOL)
-    acc = tl.trans(acc)
-    index = m[:, None] * O + tl.max_contiguous(tl.multiple_of(o, BN), BN)[None, :]
-    live = (m < pixels)[:, None]
-    if O % BN:
-        live = live & (o < O)[None, :]
+    m = tl.arange(0, TH * TW)
+    window = tl.arange(0, TH * TW // (POOL * POOL))
+    inside = (m // TW * (SH * columns) + m % TW * SW)[:, None] * 4 + k[None, :]
+    taps = (k < S * 4)[None, :]  # weights of zero would not do: what lies beyond the taps may be infinite
+    weights = ()
+    for r in tl.static_range(R):  # Triton compiles no starred expression
+        weight = tl.load(weight_ptr + o[:, None] * (R * BK) + (r * BK + k)[None, :])
+        weights = weights + (weight,)  # type: ignore[assignment]  # noqa: RUF005
     if HAS_BIAS:
         bias = tl.load(bias_ptr + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
     else:
         bias = tl.full((1, BN), 0.0, tl.float32)
-    finish(acc, index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        image = tile // (down * across)
+        top = tile // across % down * TH
+        left = tile % across * TW
+        x_ptrs = x_ptr + ((image * rows + top * SH) * columns + left * SW) * 4 + inside
+        acc = tl.full((BN, TH * TW), 0.0, tl.float32)
+        for r in tl.static_range(R):
+            x = tl.load(x_ptrs + r * (DH * columns * 4), mask=taps, other=0.0)
+            acc = tl.dot(weights[r], tl.trans(x), acc, input_precision="ieee")
+        if POOL > 1:
+            acc = largest(acc, BN, TH, TW, POOL)
+        p = top // POOL + window // (TW // POOL)
+        q = left // POOL + window % (TW // POOL)
+        live = ((p < P // POOL) & (q < Q // POOL))[:, None]
+        if O % BN:
+            live = live & (o < O)[None, :]
+        index = ((image * (P // POOL) + p) * (Q // POOL) + q)[:, None] * O
+        index = index + tl.max_contiguous(tl.multiple_of(o, BN), BN)[None, :]
+        finish(tl.trans(acc), index, live, bias, residual_ptr, y_ptr, slope, HAS_RESIDUAL, ACTIVATION)
 
 
 def why_not(
@@ -165,8 +141,8 @@ def why_not(
     size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     if input.shape[1] != channels or min(size) < 1:
         return "torch says what is wrong with it"
-    wide = prod(wide_size(input.shape[2:], weight.shape[2:], stride, padding, size))
-    if input.shape[0] * max(4 * wide, outputs * prod(size)) >= 2**31:
+    copied = CHANNELS * pixels_read(input, weight.shape[2:], stride, padding, dilation, size)
+    if max(copied, input.shape[0] * outputs * prod(size)) >= 2**31:
         return "it reads and writes fewer than 2**31 numbers"
     return None
 
@@ -185,52 +161,55 @@ def conv(
     """`[N, C, H, W]` to `[N, O, P // pool, Q // pool]`, channels last; of what `why_not` lets pass."""
     outputs, _, *kernel = weight.shape
     spatial = output_size(input.shape[2:], kernel, stride, padding, dilation)
-    output = empty_output(input, outputs, [size // pool for size in spatial])
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    inside = pool if pool in (2, 4) and passes_maxima(activation, negative_slope) else 1
+    output = empty_output(input, outputs, [size // inside for size in spatial])
     bias = None if bias is None else bias.contiguous()
-    call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope, pool)
+    call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope, inside)
     constants = call.constants()
+    height, width = tile_of(spatial)
     lanes = min(64, max(16, triton.next_power_of_2(outputs)))
-    depth = max(16, triton.next_power_of_2(4 * kernel[1]))
-    height, width = wide_size(input.shape[2:], kernel, stride, padding, spatial)
-    sizes = {"HEIGHT": height, "WIDTH": width, "LANES": triton.cdiv(outputs, lanes) * lanes, "BK": depth}
-    x4 = input.new_empty(input.shape[0] * height * width * 4)
-    weights4 = input.new_empty(kernel[0] * sizes["LANES"] * depth)
-    pixels = x4.numel() // 4
+    depth = max(16, triton.next_power_of_2(kernel[1] * CHANNELS))
+    parts = triton.cdiv(outputs, lanes)
+    tiles = input.shape[0] * triton.cdiv(constants["P"], height) * triton.cdiv(constants["Q"], width)
+    device = device_of(input.device)
+    turns = triton.cdiv(tiles * parts, PROGRAMS * device.processors)  # tiles of a program
+    pixels = pixels_read(input, kernel, stride, padding, dilation, spatial)
     with torch.cuda.device_of(input):
-        widen_kernel[(triton.cdiv(pixels, COPIED) + triton.cdiv(weights4.numel(), COPIED),)](
-            input,
-            weight,
-            x4,
-            weights4,
-            pixels,
-            *input.stride(),
-            **{name: constants[name] for name in ("H", "W", "C", "O", "R", "S", "PH", "PW")},
-            **sizes,
-            BLOCK=COPIED,
-        )
-        stem_kernel[(triton.cdiv(call.pixels, PIXELS), sizes["LANES"] // lanes)](
-            x4,
-            weights4,
+        images, taps = pad(input, weight, padding, pixels, parts * lanes, depth // CHANNELS)
+        stem_kernel[(triton.cdiv(tiles, max(1, turns)), parts)](
+            images,
+            taps,
             *call.epilogue(),
-            call.pixels,
+            tiles,
             float(negative_slope),
-            **{name: constants[name] for name in ("P", "Q", "O", "R", "S", "SH", "SW", "DH")},
-            **{name: constants[name] for name in ("HAS_BIAS", "HAS_RESIDUAL", "ACTIVATION")},
-            **sizes,
-            BM=PIXELS,
+            **constants,
+            TH=height,
+            TW=width,
             BN=lanes,
-            POOL=pool,
-            num_warps=WARPS,
-            num_stages=STAGES,
+            BK=depth,
+            STAGES=3 if kernel[0] * depth <= AHEAD else 1,
+            POOL=inside,
+            num_warps=WARPS.get(device.target, 8),
         )
-    return output
+    return max_pool(output, pool // inside)
 
 
-def wide_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], spatial: Sequence[int]
-) -> tuple[int, int]:
-    """Height and width of the images with their padding, and as wide as whole steps read them."""
-    read = (spatial[1] - 1) * stride[1] + max(16, triton.next_power_of_2(4 * kernel[1])) // 4
-    width = max(size[1] + 2 * padding[1], read)
-    return size[0] + 2 * padding[0], width + width % 2
+def tile_of(spatial: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the tile of which the fewest cover an image; of several the first."""
+    return min(TILES, key=lambda tile: prod(map(triton.cdiv, spatial, tile)))
+
+
+def pixels_read(
+    input: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    spatial: Sequence[int],
+) -> int:
+    """Pixels of all images with their padding, and past them what the last tile reads."""
+    images = input.shape[0]
+    rows, columns = (size + 2 * border for size, border in zip(input.shape[2:], padding, strict=True))
+    last: list[int] = [triton.cdiv(size, tile) * tile - 1 for size, tile in zip(spatial, tile_of(spatial), strict=True)]
+    row = (images - 1) * rows + last[0] * stride[0] + (kernel[0] - 1) * dilation[0]
+    return max(images * rows * columns, row * columns + last[1] * stride[1] + kernel[1])

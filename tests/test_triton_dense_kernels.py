@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -76,16 +75,18 @@ STEMS = {
     "more padding than the kernel needs": Stem(size=(4, 5), padding=(3, 4)),
     "dilation along columns": Stem(size=(9, 8), dilation=(2, 1), padding=(2, 1)),
     "more pixels than a program": Stem(size=(23, 7), batch=3),
+    "one pixel": Stem(size=ONE),
+    "one pixel, nothing around it": Stem(size=ONE, kernel=ONE, padding=(0, 0), batch=3),
 }
 
 
-def stem(case: Stem, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The conv by the kernel, in `dtype`."""
+def stem(case: Stem, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, pool: int = 1) -> Tensor:
+    """The conv by the kernel, in `dtype`, and a max pool of `pool` by `pool` where that is not 1."""
     x, weight = x.to(DEVICE, dtype), weight.to(DEVICE, dtype)
     module = kernels("triton_stem")
     assert module.why_not(x, weight, None, case.stride, case.padding, case.dilation, 1) is None
     b = None if bias is None else bias.to(DEVICE, dtype)
-    y: Tensor = module.conv(x, weight, b, case.stride, case.padding, case.dilation, case.activation, 0.01)
+    y: Tensor = module.conv(x, weight, b, case.stride, case.padding, case.dilation, case.activation, 0.01, pool)
     return y
 
 
@@ -187,57 +188,106 @@ def test_what_the_first_conv_is_not_made_for_is_a_sentence(change: dict[str, Any
     assert reason in str(found)
 
 
+def test_images_that_grow_too_large_with_their_padding_are_refused() -> None:
+    weight = torch.zeros(1, 1, 3, 3, dtype=torch.half)
+    found = []
+    for padding in (1, 3):
+        x = torch.empty(1, 1, 2**14, 2**15 - 8, dtype=torch.half, device="meta")
+        found.append(kernels("triton_stem").why_not(x, weight, None, (2, 2), (0, padding), ONE, 1))
+    assert found[0] is None
+    assert "fewer than 2**31" in found[1]
+
+
 class Launches:
     """Stands for a kernel and notes what it is launched with."""
 
     def __init__(self) -> None:
-        self.constants: list[dict[str, Any]] = []
+        self.found: list[tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
 
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *_, **constants: self.constants.append(constants)
-
-
-@pytest.mark.parametrize("pool", [1, 2])
-@pytest.mark.parametrize("size", [(8, 10), (7, 9)], ids=["even", "odd"])
-@pytest.mark.parametrize("kernel", [3, 7])
-def test_a_first_conv_that_pools_gives_the_bits_of_two_steps(kernel: int, size: tuple[int, int], pool: int) -> None:
-    x, weight, bias = (torch.randn(n).half().to(DEVICE) for n in ((2, 3, *size), (24, 3, kernel, kernel), (24,)))
-    arguments = (x, weight, bias, (1, 1), (kernel // 2,) * 2, ONE, "relu", 0.0)
-    y = kernels("triton_stem").conv(*arguments, pool)
-    assert y.is_contiguous(memory_format=LAST)
-    assert torch.equal(y, F.max_pool2d(kernels("triton_stem").conv(*arguments), pool))
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **constants: self.found.append((grid, arguments, constants))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2), (5, 3), (1, 1)])
-def test_what_is_not_finite_beside_the_taps_is_not_read(kernel: int, stride: int, value: float) -> None:
-    x, weight = torch.randn(1, 3, 16, 17).half().to(DEVICE), torch.randn(8, 3, kernel, kernel).half().to(DEVICE)
-    x[0, 1, 5, 9] = value
-    case = (stride, stride), (kernel // 2,) * 2
-    y = kernels("triton_stem").conv(x, weight, None, *case, ONE, "none", 0.0)
-    expected = F.conv2d(x.double(), weight.double(), None, *case)
-    assert torch.equal(y.isfinite(), expected.isfinite())
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_rows_start_at_multiples_of_sixteen_bytes_and_hold_what_is_read(
-    monkeypatch: pytest.MonkeyPatch, channels: int
-) -> None:
+@pytest.mark.parametrize("case", STEMS.values(), ids=STEMS)
+def test_no_tile_reads_past_the_copied_images(monkeypatch: pytest.MonkeyPatch, case: Stem) -> None:
     module, launches = kernels("triton_stem"), Launches()
-    monkeypatch.setattr(module, "widen_kernel", Launches())
     monkeypatch.setattr(module, "stem_kernel", launches)
-    for kernel in (1, 3, 7):
-        weight = torch.zeros(8, channels, kernel, kernel, dtype=torch.half)
-        for width in (15, 16, 20, 24):
-            x = torch.zeros(1, channels, 8, width, dtype=torch.half)
-            for stride, padding in product((1, 2, 3, 4), range(4)):
-                module.conv(x, weight, None, (1, stride), (3, padding), ONE, "relu", 0.0)
-                found = launches.constants[-1]
-                assert found["WIDTH"] % 2 == 0
-                assert found["WIDTH"] >= width + 2 * padding
-                assert (found["Q"] - 1) * stride + found["BK"] // 4 <= found["WIDTH"]
-                assert found["BK"] >= 4 * kernel
+    x, weight, bias = stem_data(case, torch.float16)
+    for pool in (1, 2):
+        stem(case, x, weight, bias, torch.float16, pool)
+    for _, (images, *_), found in launches.found:
+        down, across = -(-found["P"] // found["TH"]), -(-found["Q"] // found["TW"])
+        rows, columns = found["H"] + 2 * found["PH"], found["W"] + 2 * found["PW"]
+        row = (case.batch - 1) * rows + (down * found["TH"] - 1) * found["SH"] + (found["R"] - 1) * found["DH"]
+        column = (across * found["TW"] - 1) * found["SW"] + found["S"] - 1
+        assert (row * columns + column + 1) * 4 <= images.numel()
+
+
+@pytest.mark.parametrize("name", ["ResNet's", "VGG's", "more outputs than a program", "outputs that fill no tile"])
+def test_programs_that_take_several_tiles_compute_them_all(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    module = kernels("triton_stem")
+    device = replace(module.device_of(DEVICE), processors=1)
+    monkeypatch.setattr(module, "device_of", lambda _: device)
+    case = replace(STEMS[name], size=(21, 23), batch=5)
+    x, weight, bias = stem_data(case, torch.float16)
+    exact = F.relu(F.conv2d(x, weight, bias, case.stride, case.padding))
+    y = stem(case, x, weight, bias, torch.float16)
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.float16).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("view", ["every second pixel", "channels apart", "one image for all", "columns first"])
+def test_a_first_conv_reads_images_of_any_strides(view: str) -> None:
+    case = Stem(size=(8, 7))
+    x, weight, bias = stem_data(case, torch.float16)
+    x = {
+        "every second pixel": x.repeat_interleave(2, 3)[..., ::2],
+        "channels apart": x.repeat_interleave(3, 1)[:, ::3],
+        "one image for all": x[:1].expand_as(x),
+        "columns first": x.transpose(2, 3).contiguous().transpose(2, 3),
+    }[view]
+    exact = F.relu(F.conv2d(x, weight, bias, padding=1))
+    y = stem(case, x, weight.transpose(2, 3).contiguous().transpose(2, 3), bias, torch.float16)
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.float16).eps * exact.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of numpy, infinity less infinity
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("name", ["ResNet's", "VGG's", "four channels", "four channels, patches"])
+def test_what_stands_beside_the_taps_of_a_pixel_does_not_reach_it(name: str, value: float) -> None:
+    case = replace(STEMS[name], activation="none")
+    x, weight, bias = stem_data(case, torch.float16)
+    weight = weight.where(weight != 0, torch.ones_like(weight))
+    (height, width), (down, across) = case.kernel, case.stride
+    top, left = 2 * down - case.padding[0], 2 * across - case.padding[1]  # of the taps of pixel (2, 2)
+    x[..., top : top + height, left + width] = value
+    x[..., top + height, left : left + width] = value
+    exact = F.conv2d(x, weight, bias, case.stride, case.padding)
+    assert exact[..., 2, 2].isfinite().all()
+    assert not exact.isfinite().all()
+    y = stem(case, x, weight, bias, torch.float16).cpu().double()
+    torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pool", [2, 3, 4])
+def test_a_first_conv_pools_after_every_activation(pool: int, activation: str) -> None:
+    case = Stem(size=(9, 8), outputs=8, activation=activation)
+    x, weight, bias = stem_data(case, torch.float16)
+    exact = F.max_pool2d(reference.activate(F.conv2d(x, weight, bias, padding=1), activation), pool)
+    y = stem(case, x, weight, bias, torch.float16, pool)
+    assert y.is_contiguous(memory_format=LAST)
+    assert (y.cpu() - exact).abs().max() <= torch.finfo(torch.float16).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (11, 38)], ids=str)
+@pytest.mark.parametrize("pool", [2, 4])
+@pytest.mark.parametrize("name", ["ResNet's", "VGG's", "outputs that fill no tile"])
+def test_a_pool_in_the_first_conv_is_the_pool_of_its_output(name: str, pool: int, size: tuple[int, int]) -> None:
+    case = replace(STEMS[name], size=size)
+    x, weight, bias = stem_data(case, torch.float16)
+    x[0, 0, 1, 1] = torch.nan
+    whole, pooled = (stem(case, x, weight, bias, torch.float16, side) for side in (1, pool))
+    torch.testing.assert_close(pooled, F.max_pool2d(whole.float(), pool).half(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_bias_that_is_a_view_is_read_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from fxdbsr.kernels import triton_grouped, triton_pool, triton_stem  # noqa: E402
+from fxdbsr.kernels import triton_grouped, triton_pad, triton_pool, triton_stem  # noqa: E402
+from fxdbsr.kernels.triton_device import H200  # noqa: E402
 from fxdbsr.kernels.triton_machine_code import MATRIX, Facts  # noqa: E402
 from fxdbsr.kernels.triton_offline import compile_kernel  # noqa: E402
 
@@ -63,11 +65,12 @@ def test_first_convs_multiply_on_the_matrix_unit_without_spills(
     weight, bias = torch.zeros(outputs, channels, taps, taps, dtype=torch.float16), torch.zeros(outputs).half()
     compiled = Compiles(triton_stem.stem_kernel, target, torch.float16)
     monkeypatch.setattr(triton_stem, "stem_kernel", compiled)
-    widened = Compiles(triton_stem.widen_kernel, target, torch.float16)
-    monkeypatch.setattr(triton_stem, "widen_kernel", widened)
+    copies = Compiles(triton_pad.pad_kernel, target, torch.float16)
+    monkeypatch.setattr(triton_pad, "pad_kernel", copies)
+    monkeypatch.setattr(triton_stem, "device_of", lambda _: replace(H200, target=target))
     triton_stem.conv(x, weight, bias, (stride,) * 2, (padding,) * 2, (1, 1), "relu", 0.0)
     (facts,) = compiled.facts
-    assert [found.spills for found in (facts, *widened.facts)] == [0, 0]
+    assert [found.spills for found in (facts, *copies.facts)] == [0, 0]
     assert facts.unsettled == ()
     assert facts.matrix == MATRIX[target][0 if outputs >= 64 else -1]
 
