@@ -58,10 +58,8 @@ def measure(
         return ({"wrong": wrong} if wrong else {}) | {
             "compiled by": compiled_by,
             "engines": dict(engines),
-            "macs": round(macs_left(prepared, images(model, 1, setting.rehearse)), 4),
-            "macs after": round(
-                macs_left(fxdbsr.convert(prepared, backend="reference"), images(model, 1, setting.rehearse)), 4
-            ),
+            "macs": round(macs_left(prepared, one), 4),
+            "macs after": round(macs_left(fxdbsr.convert(prepared, backend="reference"), one), 4),
             **found,
         }
 
@@ -78,7 +76,7 @@ def estimate_network(model: str, dtype: str, batch: int, block: str, sparsity: i
     base = ours = ideal = fused = floor = 0.0
     choices: Counter[str] = Counter()
     for conv, count in convs(model).items():
-        layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
+        layer = replace(conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100), pool=1)
         said, plain = estimate(layer), replace(layer, bias=False, residual=False, activation="none")
         choices[said["choice"]] += count
         moves = 3 if conv.residual else 2 if conv.activation != "none" else 0

@@ -8,8 +8,8 @@ of mma.sync holds four channels of a product's sixteen, k = 2j, 2j+1, 2j+8, 2j+9
 eight neighbours, c = 8j to 8j+7, in one read of 16 bytes and takes each four of them for its part of one product: a sum
 does not depend on the order of its terms, as long as the weights lie in the same order. With groups of four, a product
 so holds four whole groups and has 16 outputs (HALVES = 2); wider groups need all 32 (HALVES = 1). Outputs are put in an
-order in which a thread stores eight neighbours as well, and each warp has pixels of its own, so that nothing goes
-through shared memory. All taps of a program read the same lines of L1.
+order in which a thread stores eight neighbours as well, and each warp has pixels of its own, so that neither operands
+nor sums go through shared memory. All taps of a program read the same lines of L1.
 
 Zeros outside of the groups would make NaN of another group's infinity. Where a sum is not finite, a program therefore
 computes all of its sums again, group by group: slow, but right, and rare.
@@ -32,7 +32,6 @@ from fxdbsr.kernels.triton_pixels import position
 
 ROWS = 32  # pixels of a warp
 WARPS = 1
-REGISTERS = 128  # the most that a thread may have
 
 
 @triton.jit
@@ -259,6 +258,5 @@ def conv(
             WARPS=WARPS,
             num_warps=WARPS,
             num_stages=1,
-            maxnreg=REGISTERS,
         )
     return output
