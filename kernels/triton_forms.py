@@ -180,6 +180,8 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
 def by_work(grid: BlockGrid, columns: tuple[int, ...], precision: str, itemsize: int, device: Device) -> list[Form]:
     """All forms, that of the least work first: the order for a conv whose input size is not known."""
     taps = prod(grid.kernel_size)
-    return sorted(
-        forms(grid, precision), key=lambda form: busy_clocks(form, work(grid, columns, form, itemsize), taps, device)
-    )
+
+    def clocks(form: Form) -> float:
+        return busy_clocks(form, work(grid, columns, form, itemsize), taps, device)
+
+    return sorted((form for form in forms(grid, precision) if may_win(form, device)), key=clocks)

@@ -74,7 +74,7 @@ def test_costs_of_tiles_are_as_far_off_the_measured_times_as_their_file_says() -
 
 
 def test_every_record_of_a_gpu_names_it_its_versions_and_the_commit() -> None:
-    for name in ("gpu.jsonl", "gpu_tiles.jsonl", "gpu_rounds.jsonl"):
+    for name in ("gpu.jsonl", "gpu_h100.jsonl", "gpu_tiles.jsonl", "gpu_rounds.jsonl"):
         for record in lines(name):
             said = [record[key] for key in ("device", "commit", "torch", "triton", "cudnn", "cuda")]
             assert record["measured"] is True
