@@ -23,7 +23,7 @@ REPORTED = {
 def early() -> str:
     """Ours as it was when scales learned from the first step, and from `begin` = 0.1 on, less gradual pruning."""
     table = []
-    for what, among in _by_set([*records("earlier"), *records("narrow")]).items():
+    for what, among in _by_set(records("earlier")).items():
         table += _early_rows(what, among)
     drawn = groups(record | {"draw": None} for record in records("draws"))
     for width in (16, 32):
@@ -59,7 +59,7 @@ def later() -> str:
     """What a begin at 0.3 of the steps gives over one at 0.1, arm by arm, on the reported images."""
     arms = (OURS, "gradual", "gradual_layer")
     before = _by_set(records("earlier"))
-    now = _by_set(record for data in ("generated", "digits") for record in records(data))
+    now = _by_set(record for data in ("generated", "narrow", "digits") for record in records(data))
     table = []
     for what, among in now.items():
         for sparsity in _sparsities(among):

@@ -106,20 +106,23 @@ def tune_narrow() -> Iterator[Setting]:
 def narrow() -> Iterator[Setting]:
     """All arms in a net of half the width, at 70 % first: one-shot pruning should fall further behind there."""
     yield from (Setting("dense", seed, width=NARROW, **TUNED_NARROW["dense"]) for seed in SEEDS)
-    for sparsity in (0.7, 0.9, 0.5):
+    for sparsity in (0.7, 0.9, 0.5, 0.3):
         for seed in SEEDS:
             yield from (at(arm, seed, sparsity, TUNED_NARROW[arm], NARROW) for arm in SPARSE)
 
 
 def narrow_seeds() -> Iterator[Setting]:
-    """More seeds of the half width: five leave an error of a point. Eleven of gradual pruning, five of one-shot."""
+    """More seeds of the half width, five leave an error of a point: five of one-shot, eleven of others, 27 at 90 %."""
     for seed in range(len(SEEDS), len(SEEDS) + 11):
-        for sparsity in (0.7, 0.9, 0.5):
+        yield Setting("dense", seed, width=NARROW, **TUNED_NARROW["dense"])
+        for sparsity in (0.7, 0.9, 0.5, 0.3):
             yield from (Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm]) for arm in PAIR)
     for seed in range(len(SEEDS), 2 * len(SEEDS)):
         for sparsity in (0.7, 0.9):
             for arm in ("once", "once_layer"):
                 yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
+    for seed in range(len(SEEDS) + 11, len(SEEDS) + 27):
+        yield from (Setting(arm, seed, 0.9, width=NARROW, **TUNED_NARROW[arm]) for arm in PAIR)
 
 
 def ranking() -> Iterator[Setting]:

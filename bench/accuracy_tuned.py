@@ -19,9 +19,10 @@ TUNED: dict[str, dict[str, Any]] = defaultdict(
 )
 NARROW = 16
 HALF: dict[str, Any] = {"lr": 0.4, "weight_decay": 2e-3}
-TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(  # blocks still go from 10 % of the steps on
+TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
     lambda: HALF,
-    channels={"lr": 0.4, "weight_decay": 1e-3},
+    dict.fromkeys(GRADUAL, HALF | LATER),
+    channels={"lr": 0.4, "weight_decay": 1e-3, **LATER},
     once={"lr": 0.4, "weight_decay": 1e-3},
     once_layer={"lr": 0.4, "weight_decay": 1e-3},
     slim={"lr": 0.2, "weight_decay": 2e-3},
