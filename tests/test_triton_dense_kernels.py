@@ -442,6 +442,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (dense, pooling):
         monkeypatch.setattr(module, "runs_triton", lambda _: True)
     note(kernels("triton_stem"), "conv")
+    note(kernels("triton_grouped"), "conv")
     note(kernels("triton_pool"), "max_pool")
     note(kernels("triton_epilogue"), "finish_in_place")
     return called
@@ -463,6 +464,22 @@ def test_a_conv_of_few_channels_takes_its_kernel(noted: list[str]) -> None:
     assert noted == ["conv"]
     expected = F.silu(F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
     torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-3, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_a_conv_of_few_channels_a_group_takes_its_kernel_and_pools_afterwards(noted: list[str]) -> None:
+    x, weight, bias = (t.half() for t in (torch.randn(2, 32, 6, 5), torch.randn(32, 4, 3, 3), torch.randn(32)))
+    own, spread = dense.layout(here(weight), 8)
+    y = dense.conv(here(x), own, bias.to(DEVICE), None, ONE, ONE, ONE, 8, "relu", 0.0, 2, spread)
+    assert noted[0] == "conv"
+    expected = F.max_pool2d(F.relu(F.conv2d(x.double(), weight.double(), bias.double(), padding=1, groups=8)), 2)
+    torch.testing.assert_close(y.cpu().as_subclass(Tensor).double(), expected, rtol=1e-3, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_weights_that_no_grouped_kernel_reads_lie_once(noted: list[str]) -> None:
+    for weight, groups in ((torch.randn(32, 4, 3, 3), 8), (torch.randn(32, 32, 3, 3).half(), 1)):
+        assert len(dense.layout(here(weight), groups)) == 1
 
 
 @pytest.mark.parametrize("held", ["bias", "residual", "both"])
