@@ -33,8 +33,10 @@ _PACKED = (
 
 
 class ConvertedModule(TracedModule):
-    """What `fxdbsr.convert` returns, in eval mode. On a CPU a call is one run of compiled steps, on a GPU convs pool
-    (`fxdbsr.network`)."""
+    """What `fxdbsr.convert` returns, in eval mode.
+
+    On a CPU a call is one run of compiled steps; on a GPU convs take in the pools behind them (`fxdbsr.network`).
+    """
 
     def recompile(self) -> PythonCode:
         """As torch.fx; the generated forward runs where the steps do not."""

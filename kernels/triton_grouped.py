@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Dense convs of 4, 8 or 16 channels a group, such as ResNeXt's: Triton kernels of their own.
+"""Dense convs of 4, 8 or 16 channels a group, such as ResNeXt's: a Triton kernel of their own.
 
     y[m, o] = activation(sum over taps t and channels j of o's group of x[pixel of m and t, j] * w[o, t, j] + bias[o])
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from fxdbsr.kernels.geometry import empty_output, output_size
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_epilogue import finish
-from fxdbsr.kernels.triton_pixels import position
+from fxdbsr.kernels.triton_pixels import position, tap_bits
 
 ROWS = 32  # pixels of a warp
 WARPS = 1
@@ -57,19 +57,6 @@ def rows_in_order(acc, WARPS: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.const
 def add(a, b):
     """A sum, for `tl.reduce`."""
     return a + b
-
-
-@triton.jit
-def tap_bits(
-    h, w, H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, S: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr
-):
-    """Bit r for row h + r*DH and bit 8 + s for column w + s*DW that lie inside the image."""
-    bits = h * 0
-    for r in tl.static_range(R):
-        bits = bits | (((h + r * DH >= 0) & (h + r * DH < H)).to(tl.int32) << r)
-    for s in tl.static_range(S):
-        bits = bits | (((w + s * DW >= 0) & (w + s * DW < W)).to(tl.int32) << (8 + s))
-    return bits
 
 
 @triton.jit
@@ -189,7 +176,7 @@ def spread(weight: Tensor, groups: int) -> Tensor:
 
 
 def why_not_weight(weight: Tensor, groups: int) -> str | None:
-    """A sentence that says why these kernels run no conv with that weight; None where they may."""
+    """A sentence that says why this kernel runs no conv with that weight; None where it may."""
     if weight.dim() != 4:
         return "it runs 2-d convs"
     outputs, width = weight.shape[:2]
@@ -209,7 +196,7 @@ def why_not(
     dilation: Sequence[int],
     groups: int,
 ) -> str | None:
-    """A sentence that says why these kernels do not run the conv; None where they do."""
+    """A sentence that says why this kernel does not run the conv; None where it does."""
     reason = why_not_weight(weight, groups)
     if reason is not None:
         return reason

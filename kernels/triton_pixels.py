@@ -62,6 +62,19 @@ def pool_last(acc, OUTPUTS: tl.constexpr, PIXELS: tl.constexpr, POOL: tl.constex
 
 
 @triton.jit
+def tap_bits(
+    h, w, H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, S: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr
+):
+    """Bit r for row h + r*DH and bit 8 + s for column w + s*DW that lie inside the image."""
+    bits = h * 0
+    for r in tl.static_range(R):
+        bits = bits | (((h + r * DH >= 0) & (h + r * DH < H)).to(tl.int32) << r)
+    for s in tl.static_range(S):
+        bits = bits | (((w + s * DW >= 0) & (w + s * DW < W)).to(tl.int32) << (8 + s))
+    return bits
+
+
+@triton.jit
 def pixel_offsets(
     m,
     pixels,
@@ -98,10 +111,7 @@ def pixel_offsets(
                     inside = row & (w + s * DW >= 0) & (w + s * DW < W)
                     bits = bits | (inside.to(tl.int32) << (r * S + s))
         else:
-            for r in tl.static_range(R):
-                bits = bits | (((h + r * DH >= 0) & (h + r * DH < H)).to(tl.int32) << r)
-            for s in tl.static_range(S):
-                bits = bits | (((w + s * DW >= 0) & (w + s * DW < W)).to(tl.int32) << (8 + s))
+            bits = tap_bits(h, w, H, W, R, S, DH, DW)
     return base, bits
 
 
