@@ -36,6 +36,6 @@ class StillScales:
             return
         torch._foreach_copy_([local(scale) for scale in self._scales], self._before)
         states: list[dict[str, Any]] = [self._optimizer.state.get(scale, {}) for scale in self._scales]
-        for value in (value for state in states for value in state.values() if isinstance(value, Tensor)):
-            value.zero_()
+        if values := [value for state in states for value in state.values() if isinstance(value, Tensor)]:
+            torch._foreach_zero_(values)
         self._before = None

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import fxdbsr
 from fxdbsr.layers import BlockedLayer, blocked_layers
+from fxdbsr.nn.scaling import effective_scale, scale_blocks
 
 GOLDEN_SCALE = [[0.5, 0.1], [0.2, 0.3]]
 GOLDEN_WEIGHT = [[1, 8, 8, 6], [4, 5, 3, 2], [1, 4, 9, 5], [6, 7, 2, 1]]
@@ -68,6 +69,33 @@ def test_outputs_are_bit_identical_while_scales_are_one(name: str, make: Any, sh
     x = torch.randn(shape)
     assert torch.equal(prepared(x), plain(x))
     assert bool((layer.scale == 1).all())
+
+
+@pytest.mark.parametrize("form", ["product", "mask"])
+@pytest.mark.parametrize(("name", "make", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])
+def test_gradients_are_those_of_other_devices(name: str, make: Any, shape: tuple[int, ...], form: Any) -> None:
+    """A CPU has a backward of its own; elsewhere torch differentiates the product."""
+    _, layer = layer_of(make, form)
+    nn.init.normal_(layer.scale, 0.5, 1.0)
+    layer.set_mask(torch.rand(layer.grid.shape) > 0.3)
+    here = scale_blocks(layer.weight, layer.scale, layer.mask, layer.grid, form)
+    there = layer.grid.scale(layer.weight, effective_scale(layer.scale, layer.mask, form))
+    assert torch.equal(here, there)
+    seen = torch.randn_like(here)
+    wanted = [layer.weight, layer.scale] if form == "product" else [layer.weight]
+    for mine, others in zip(
+        torch.autograd.grad(here, wanted, seen.clone()), torch.autograd.grad(there, wanted, seen), strict=True
+    ):
+        torch.testing.assert_close(mine, others)
+
+
+@pytest.mark.parametrize(("form", "own"), [("product", False), ("clamp", True)])
+def test_only_the_clamp_has_a_backward_in_python_off_the_cpu(form: Any, own: bool) -> None:
+    _, layer = layer_of(lambda: nn.Conv2d(8, 12, 3), form)
+    tensors = [tensor.to("meta") for tensor in (layer.weight, layer.scale, layer.mask)]
+    scaled = scale_blocks(*tensors, layer.grid, form)
+    assert scaled.grad_fn is not None
+    assert ("ScaleBlocks" in scaled.grad_fn.name()) == own
 
 
 @pytest.mark.parametrize("form", ["product", "clamp"])

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
-from fxdbsr.nn.scaling import effective_scale, keeping_float32, ones_like_scales, scale_blocks
+from fxdbsr.nn.scaling import keeping_float32, ones_like_scales, scale_blocks
 
 
 class Blocked(nn.Module):
@@ -78,7 +78,7 @@ class ScaledLayer(Blocked):
 
     def scaled_weight(self) -> Tensor:
         """`expand(s) * weight`, shaped like the weight."""
-        return scale_blocks(self.weight, effective_scale(self.scale, self.mask, self.form), self.grid)
+        return scale_blocks(self.weight, self.scale, self.mask, self.grid, self.form)
 
     def extra_repr(self) -> str:
         """The torch class's own, and the block size."""
@@ -183,7 +183,7 @@ class ScaledFunction(Blocked):
 
     def forward(self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """The function with the scaled weight."""
-        scaled = scale_blocks(weight, effective_scale(scale, mask, self.form), self.grid)
+        scaled = scale_blocks(weight, scale, mask, self.grid, self.form)
         y: Tensor = self.function(input, scaled, bias, **self.arguments)
         self.record(input, y)
         return y

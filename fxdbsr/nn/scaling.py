@@ -24,20 +24,8 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
 
 
-class _ClampStraightThrough(torch.autograd.Function):
-    """clamp(scale, 0, 1) whose gradient is that of the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor) -> Tensor:
-        return scale.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
 class _ScaleBlocks(torch.autograd.Function):
-    """`grid.scale(weight, scale)`; the gradient of the scale is one sum over each block of weight * gradient.
+    """`grid.scale(weight, s)`; the gradient of the scale is one sum over each block of weight * gradient.
 
     The gradient of the weight takes the place of the gradient that arrives. That is the fresh result of a conv's
     or linear layer's backward, which alone reads the scaled weight, and nobody else sees it; where a graph of the
@@ -45,35 +33,43 @@ class _ScaleBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, grid: BlockGrid) -> Tensor:
-        ctx.save_for_backward(weight, scale)
-        ctx.grid = grid
-        return grid.scale(weight, scale)
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, form: Form) -> Tensor:
+        s = effective_scale(scale, mask, form)
+        ctx.save_for_backward(weight, scale, mask, s)
+        ctx.grid, ctx.form = grid, form
+        return grid.scale(weight, s)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weight, scale = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        weight, scale, mask, s = ctx.saved_tensors
         (grad,) = grads
-        of_scale = ctx.grid.block_sum(grad * weight) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, of_scale, None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return ctx.grid.scale(grad, scale), of_scale, None
-        return ctx.grid.scale_(grad, scale), of_scale, None
+        of_scale = ctx.grid.block_sum(grad * weight) * mask if ctx.needs_input_grad[1] else None
+        of_weight = None
+        if ctx.needs_input_grad[0]:
+            if torch.is_grad_enabled():
+                s = effective_scale(scale, mask, ctx.form)
+            keeps = torch.is_grad_enabled() or torch.compiler.is_compiling()
+            of_weight = ctx.grid.scale(grad, s) if keeps else ctx.grid.scale_(grad, s)
+        return of_weight, of_scale, None, None, None
 
 
-def scale_blocks(weight: Tensor, scale: Tensor, grid: BlockGrid) -> Tensor:
-    """`expand(scale) * weight`, shaped like the weight; differentiable in both."""
-    scaled: Tensor = _ScaleBlocks.apply(weight, scale, grid)
-    return scaled
+def scale_blocks(weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, form: Form) -> Tensor:
+    """`expand(s) * weight`, shaped like the weight; differentiable in weight and scale.
+
+    On a CPU, whose time is memory's, the backward saves a copy of the weight. On other devices the host's time counts,
+    and torch's own backward is launched sooner than one written in Python; for it, and for the clamp, see the class.
+    """
+    if weight.is_cpu or form == "clamp":
+        scaled: Tensor = _ScaleBlocks.apply(weight, scale, mask, grid, form)
+        return scaled
+    return grid.scale(weight, effective_scale(scale, mask, form))
 
 
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
     """What multiplies the blocks, `[rows, columns]`: zero where the mask is off."""
     if form == "mask":
         return mask.to(scale.dtype)
-    s = scale if form == "product" else _ClampStraightThrough.apply(scale)
-    return s * mask
+    return (scale if form == "product" else scale.clamp(0, 1)) * mask
 
 
 def ones_like_scales(grid: BlockGrid, form: Form, weight: Tensor) -> nn.Parameter:
