@@ -92,8 +92,8 @@ def test_gradients_are_those_of_other_devices(name: str, make: Any, shape: tuple
 @pytest.mark.parametrize(("form", "own"), [("product", False), ("clamp", True)])
 def test_only_the_clamp_has_a_backward_in_python_off_the_cpu(form: Any, own: bool) -> None:
     _, layer = layer_of(lambda: nn.Conv2d(8, 12, 3), form)
-    tensors = [tensor.to("meta") for tensor in (layer.weight, layer.scale, layer.mask)]
-    scaled = scale_blocks(*tensors, layer.grid, form)
+    weight, scale, mask = (tensor.to("meta") for tensor in (layer.weight, layer.scale, layer.mask))
+    scaled = scale_blocks(weight, scale, mask, layer.grid, form)
     assert scaled.grad_fn is not None
     assert ("ScaleBlocks" in scaled.grad_fn.name()) == own
 
