@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import plain_type
 from fxdbsr.reach import codes, uses_of, why_not_called
-from fxdbsr.traced import TracedModule, TwoGraphModule
+from fxdbsr.traced import TracedModule, TwoGraphModule, why_no_target
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -85,6 +85,8 @@ def lone_layers(root: nn.Module) -> fx.GraphModule:
 
 def why_not_lone(name: str, layer: nn.Module, root: nn.Module) -> str | None:
     """Why `layer`, which code outside of all graphs calls, stays as it is, as a sentence, or None."""
+    if why := why_no_target(name):
+        return why
     code = [one for module in root.modules() for one in codes(type(module)) if layer in module.children()]
     used = uses_of(name.rpartition(".")[2], code)
     return (

@@ -135,6 +135,14 @@ class Sparsifier:
                 stacklevel=2,
             )
 
+    def __repr__(self) -> str:
+        plan = self.plan
+        way = {"target": plan.target, "gamma": plan.gamma, "shrink": plan.shrink}
+        asked = ", ".join(f"{name}={value}" for name, value in way.items() if value is not None)
+        steps = "" if plan.steps is None else f" of {plan.steps}"
+        frozen = ", frozen" if self.frozen else ""
+        return f"Sparsifier({asked}, of={plan.of!r}, {len(self.layers)} layers, step {self.step}{steps}{frozen})"
+
     def _make_way(self) -> Masking | Shrinking:
         if self.plan.target is not None:
             return Masking(self.layers, self._costs, self.plan, self._bypass, self._start)

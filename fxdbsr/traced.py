@@ -8,9 +8,11 @@ heads, stochastic depth, `F.dropout`), a `TwoGraphModule` runs the one that fits
 from __future__ import annotations
 
 import copy
+import keyword
 import linecache
 import weakref
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Self
 
 from torch import Tensor, fx, nn
@@ -189,6 +191,9 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     modes = [(module, module.training) for module in root.modules()]
     root.train(training)
     try:
+        for name, _ in (*root.named_modules(), *root.named_parameters(), *root.named_buffers()):
+            if why := why_no_target(name):
+                raise ValueError(why)
         with values_are_tensors():
             return Tracer().trace(root, concrete_args)
     except Exception as error:
@@ -198,6 +203,24 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def why_no_target(name: str) -> str | None:
+    """Why no node of a graph can call what has this dotted name, as a sentence, or None where one can."""
+    first, *_ = parts = name.split(".")
+    if any(map(keyword.iskeyword, parts)):
+        return f"{name!r} holds a word of Python's own, for which torch.fx writes no code"
+    if first in _taken():
+        return f"graph modules have a name {first!r} of their own, which hides {name!r}"
+    return None
+
+
+@cache
+def _taken() -> frozenset[str]:
+    """Names that graph modules need for themselves; "of" and "runner" are those of converted ones."""
+    own = {"_parts", "of", "runner"}
+    kinds = TracedModule(nn.Module(), fx.Graph()), TwoGraphModule
+    return frozenset(name for kind in kinds for name in dir(kind)) - frozenset(dir(nn.Module())) | own
 
 
 def _code(graph: fx.Graph) -> str:

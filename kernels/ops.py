@@ -191,7 +191,8 @@ torch.library.register_autograd("fxdbsr::conv", _backward, setup_context=_setup_
 def conv(input: Tensor, values: Tensor, *arguments: Any, pool: int = 1) -> Tensor:
     """`torch.ops.fxdbsr.conv`, past the dispatcher where the CPU engine runs and nothing watches operators.
 
-    The dispatcher takes longer than a small conv. The engine checks its arguments itself.
+    The dispatcher takes longer than a small conv. The engine checks its arguments itself. Under the transforms of
+    torch.func, which take no operator with lists of tensors, the reference runs, as torch's own operators.
 
     Args:
         pool: side of a max pool that follows; the Triton engine's kernel takes it in where nothing watches.
@@ -203,6 +204,8 @@ def conv(input: Tensor, values: Tensor, *arguments: Any, pool: int = 1) -> Tenso
         checked: tuple[Any, ...] = (*arguments[:4], *arguments[5:10], arguments[11])
         _check(input, values, *checked)
         return channels_last(engine_conv("triton")(input, values, *arguments[:-1], pool=pool))
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return max_pool(engine_conv("reference")(input, values, *arguments[:4], [], *arguments[5:-1]), pool)
     output: Tensor = torch.ops.fxdbsr.conv.default(input, values, *arguments)
     return max_pool(output, pool)
 

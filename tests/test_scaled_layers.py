@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import fxdbsr
 from fxdbsr.layers import BlockedLayer, blocked_layers
-from fxdbsr.nn.scaling import effective_scale, scale_blocks
+from fxdbsr.nn.scaling import scale_blocks
 
 GOLDEN_SCALE = [[0.5, 0.1], [0.2, 0.3]]
 GOLDEN_WEIGHT = [[1, 8, 8, 6], [4, 5, 3, 2], [1, 4, 9, 5], [6, 7, 2, 1]]
@@ -71,29 +71,33 @@ def test_outputs_are_bit_identical_while_scales_are_one(name: str, make: Any, sh
     assert bool((layer.scale == 1).all())
 
 
-@pytest.mark.parametrize("form", ["product", "mask"])
+@pytest.mark.parametrize("form", ["product", "clamp", "mask"])
 @pytest.mark.parametrize(("name", "make", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])
-def test_gradients_are_those_of_other_devices(name: str, make: Any, shape: tuple[int, ...], form: Any) -> None:
-    """A CPU has a backward of its own; elsewhere torch differentiates the product."""
-    _, layer = layer_of(make, form)
+def test_transforms_give_the_same_gradients(name: str, make: Any, shape: tuple[int, ...], form: Any) -> None:
+    """A CPU has a backward of its own; torch.func, compiled steps and other devices have torch's."""
+    model, layer = layer_of(make, form)
     nn.init.normal_(layer.scale, 0.5, 1.0)
     layer.set_mask(torch.rand(layer.grid.shape) > 0.3)
-    here = scale_blocks(layer.weight, layer.scale, layer.mask, layer.grid, form)
-    there = layer.grid.scale(layer.weight, effective_scale(layer.scale, layer.mask, form))
-    assert torch.equal(here, there)
-    seen = torch.randn_like(here)
-    wanted = [layer.weight, layer.scale] if form == "product" else [layer.weight]
-    for mine, others in zip(
-        torch.autograd.grad(here, wanted, seen.clone()), torch.autograd.grad(there, wanted, seen), strict=True
-    ):
-        torch.testing.assert_close(mine, others)
+    x = torch.randn(shape, dtype=torch.float64)
+    trained: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        y: Tensor = torch.func.functional_call(model, parameters, (x,))
+        return y.square().sum()
+
+    found, value = torch.func.grad_and_value(loss)(trained)
+    model(x).square().sum().backward()
+    assert ("0.scale" in found) == (form != "mask")
+    torch.testing.assert_close(value, model(x).square().sum())
+    for key, parameter in trained.items():
+        torch.testing.assert_close(found[key], parameter.grad)
 
 
-@pytest.mark.parametrize(("form", "own"), [("product", False), ("clamp", True)])
-def test_only_the_clamp_has_a_backward_in_python_off_the_cpu(form: Any, own: bool) -> None:
-    _, layer = layer_of(lambda: nn.Conv2d(8, 12, 3), form)
-    weight, scale, mask = (tensor.to("meta") for tensor in (layer.weight, layer.scale, layer.mask))
-    scaled = scale_blocks(weight, scale, mask, layer.grid, form)
+@pytest.mark.parametrize(("device", "own"), [("cpu", True), ("meta", False)])
+def test_only_a_cpu_has_a_backward_of_its_own(device: str, own: bool) -> None:
+    _, layer = layer_of(lambda: nn.Conv2d(8, 12, 3))
+    weight, scale, mask = (tensor.to(device) for tensor in (layer.weight, layer.scale, layer.mask))
+    scaled = scale_blocks(weight, scale, mask, layer.grid, "product")
     assert scaled.grad_fn is not None
     assert ("ScaleBlocks" in scaled.grad_fn.name()) == own
 

@@ -60,6 +60,17 @@ def masks(model: nn.Module) -> Tensor:
 X = torch.zeros(1, 3, 8, 8)
 
 
+def test_it_says_what_it_was_asked_for_and_how_far_it_is() -> None:
+    model = prepared()
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, optimizer, target=0.5, of="params", steps=20)
+    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 5 layers, step 0 of 20)"
+    train(model, optimizer, 3)
+    sparsifier.finalize()
+    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 5 layers, step 3 of 20, frozen)"
+    assert repr(Sparsifier(model, optimizer, gamma=1.0)) == "Sparsifier(gamma=1.0, of='blocks', 5 layers, step 0)"
+
+
 @pytest.mark.parametrize("of", ["blocks", "params", "macs"])
 @pytest.mark.parametrize("target", [0.0, 0.37, 0.9])
 def test_the_target_is_met_and_the_mask_freezes(of: str, target: float) -> None:

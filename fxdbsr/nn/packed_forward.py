@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxdbsr.kernels import compact, dense, ops
 from fxdbsr.kernels.choice import TORCH
 from fxdbsr.kernels.geometry import output_size
 from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.reference import activate
+from fxdbsr.nn.leaf import call_in_graph
 
 if TYPE_CHECKING:
     from fxdbsr.nn.packed import PackedConv
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 def run(layer: PackedConv, input: Tensor, residual: Tensor | None, pool: int) -> Tensor:
     """The output of `layer` for `input`, `[N, I, *size]` with or without N; errors as of `PackedConv.forward`."""
+    if isinstance(input, fx.Proxy):
+        return call_in_graph(layer, input, residual, pool)
     plain = isinstance(input, Tensor) and input.dim() == 4 and input.dtype == layer.values.dtype
     if pool == 1 or not plain or residual is not None or layer.pad is not None or layer.lift is not None:
         return max_pool(_run(layer, input, residual), pool)

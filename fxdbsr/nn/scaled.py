@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
+from fxdbsr.nn.leaf import call_in_graph
 from fxdbsr.nn.scaling import keeping_float32, ones_like_scales, scale_blocks
 
 
@@ -87,6 +88,8 @@ class ScaledLayer(Blocked):
 
 class _ScaledConv(ScaledLayer):
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, fx.Proxy):
+            return call_in_graph(self, input)
         y: Tensor = self._conv_forward(input, self.scaled_weight(), self.bias)  # type: ignore[operator]
         self.record(input, y)
         return y
@@ -106,6 +109,8 @@ class ScaledConv3d(_ScaledConv, nn.Conv3d):
 
 class _ScaledConvTranspose(ScaledLayer):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if isinstance(input, fx.Proxy):
+            return call_in_graph(self, input, output_size)
         axes = len(self.grid.kernel_size)
         extra = self._output_padding(  # type: ignore[operator]
             input, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation
@@ -142,6 +147,8 @@ class ScaledLinear(ScaledLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Linear."""
+        if isinstance(input, fx.Proxy):
+            return call_in_graph(self, input)
         y = F.linear(input, self.scaled_weight(), self.bias)
         self.record(input, y)
         return y
@@ -183,6 +190,8 @@ class ScaledFunction(Blocked):
 
     def forward(self, input: Tensor, weight: Tensor, scale: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         """The function with the scaled weight."""
+        if isinstance(input, fx.Proxy):
+            return call_in_graph(self, input, weight, scale, mask, bias)
         scaled = scale_blocks(weight, scale, mask, self.grid, self.form)
         y: Tensor = self.function(input, scaled, bias, **self.arguments)
         self.record(input, y)

@@ -47,9 +47,9 @@ class _ScaleBlocks(torch.autograd.Function):
         of_weight = None
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():
-                s = effective_scale(scale, mask, ctx.form)
-            keeps = torch.is_grad_enabled() or torch.compiler.is_compiling()
-            of_weight = ctx.grid.scale(grad, s) if keeps else ctx.grid.scale_(grad, s)
+                of_weight = ctx.grid.scale(grad, effective_scale(scale, mask, ctx.form))
+            else:
+                of_weight = ctx.grid.scale_(grad, s)
         return of_weight, of_scale, None, None, None
 
 
@@ -57,12 +57,18 @@ def scale_blocks(weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, f
     """`expand(s) * weight`, shaped like the weight; differentiable in weight and scale.
 
     On a CPU, whose time is memory's, the backward saves a copy of the weight. On other devices the host's time counts,
-    and torch's own backward is launched sooner than one written in Python; for it, and for the clamp, see the class.
+    and torch's own backward is launched sooner than one written in Python. Graphs and the transforms of torch.func take
+    what is differentiated by torch.
     """
-    if weight.is_cpu or form == "clamp":
+    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if weight.is_cpu and not transformed:
         scaled: Tensor = _ScaleBlocks.apply(weight, scale, mask, grid, form)
         return scaled
-    return grid.scale(weight, effective_scale(scale, mask, form))
+    if form == "clamp":
+        s = (scale.clamp(0, 1).detach() + (scale - scale.detach())) * mask
+    else:
+        s = effective_scale(scale, mask, form)
+    return grid.scale(weight, s)
 
 
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
