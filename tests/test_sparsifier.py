@@ -64,11 +64,11 @@ def test_it_says_what_it_was_asked_for_and_how_far_it_is() -> None:
     model = prepared()
     optimizer = sgd(model)
     sparsifier = Sparsifier(model, optimizer, target=0.5, of="params", steps=20)
-    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 5 layers, step 0 of 20)"
+    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 4 layers, step 0 of 20)"
     train(model, optimizer, 3)
     sparsifier.finalize()
-    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 5 layers, step 3 of 20, frozen)"
-    assert repr(Sparsifier(model, optimizer, gamma=1.0)) == "Sparsifier(gamma=1.0, of='blocks', 5 layers, step 0)"
+    assert repr(sparsifier) == "Sparsifier(target=0.5, of='params', 4 layers, step 3 of 20, frozen)"
+    assert repr(Sparsifier(model, optimizer, gamma=1.0)) == "Sparsifier(gamma=1.0, of='blocks', 4 layers, step 0)"
 
 
 @pytest.mark.parametrize("of", ["blocks", "params", "macs"])
