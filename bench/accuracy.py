@@ -76,6 +76,7 @@ def publish() -> None:
     titles = {
         "generated": "generated images, 24 classes",
         "narrow": "generated images, half the width",
+        "deep": "generated images, half the width, twice the depth",
         "digits": "scikit-learn's digits",
     }
     for data, title in titles.items():

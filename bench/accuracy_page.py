@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.accuracy_figure import LABELS
 from bench.accuracy_page_default import early, later, rate, schedule
-from bench.accuracy_page_trials import confirmed, first_look, trials, tuning
+from bench.accuracy_page_trials import confirmed, first_look, going, trials, tuning
 from bench.accuracy_plans import PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
 from bench.accuracy_table import Difference, Group, difference, groups
@@ -188,6 +188,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "narrow_differences": lambda: differences("narrow"),
     "drawn_anew": drawn_anew,
     "narrow_floor": lambda: floor("narrow"),
+    "deep_figure": lambda: figure("deep", "Error of deeper nets of half the width against MACs and parameters left"),
+    "deep": lambda: accuracies("deep"),
+    "deep_differences": lambda: differences("deep"),
+    "deep_floor": lambda: floor("deep"),
     "early": early,
     "schedule": schedule,
     "later": later,
@@ -197,5 +201,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "first_look": first_look,
     "tuning": lambda: tuning("generated", 32),
     "narrow_tuning": lambda: tuning("generated", NARROW),
+    "deep_tuning": lambda: tuning("generated", NARROW, 2),
+    "deep_going": going,
     "digits_tuning": lambda: tuning("digits", 16),
 }

@@ -60,17 +60,41 @@ def first_look() -> str:
     return pipe(table, ["arm and options", "else", "accuracy"])
 
 
-def tuning(data: str, width: int) -> str:
-    """Learning rates and weight decays that were tried for each arm in nets of that width, best first."""
-    plain = {"data": data, "width": width, "gamma": None, "begin": 0.1, "end": 0.67, "power": 0.5}
+def tuning(data: str, width: int, depth: int = 1) -> str:
+    """Learning rates and weight decays that were tried for each arm in such nets, best first; means over the seeds."""
+    plain = {"data": data, "width": width, "depth": depth, "gamma": None, "end": 0.67, "power": 0.5}
+    plain |= {"begin": 0.1} if depth == 1 else {}
     runs = [r for r in records("tuning") if all(r[name] == value for name, value in plain.items())]
+    if depth > 1:  # which ran at 90 %, too, for when one-shot pruning goes
+        runs = [r for r in runs if r["sparsity"] in (None, 0.7)]
+    tried: dict[tuple[str, str], dict[tuple[float, float], list[float]]] = {}
+    for r in runs:
+        of_arm = tried.setdefault((r["arm"], _options_of(r)), {})
+        of_arm.setdefault((r["lr"], r["weight_decay"]), []).append(float(r["accuracy"]))
     table = []
-    for arm, options in dict.fromkeys((r["arm"], _options_of(r)) for r in runs):
-        same = (r for r in runs if (r["arm"], _options_of(r)) == (arm, options))
-        best = sorted(same, key=lambda r: -float(r["accuracy"]))
-        tried = ", ".join(f"{r['lr']:g} / {r['weight_decay']:g}: {r['accuracy']:.1f}" for r in best)
-        table.append([f"{LABELS.get(arm, arm)} {options}".strip(), tried])
+    for (arm, options), of_arm in tried.items():
+        means = {rates: sum(values) / len(values) for rates, values in of_arm.items()}
+        best = sorted(means, key=lambda rates: -means[rates])
+        words = ", ".join(f"{lr:g} / {decay:g}: {means[lr, decay]:.1f}" for lr, decay in best)
+        table.append([f"{LABELS.get(arm, arm)} {options}".strip(), words])
     return pipe(table, ["", "learning rate / weight decay: accuracy"])
+
+
+def going() -> str:
+    """When one-shot pruning goes in the deeper net, on the images and seeds for tuning."""
+    runs = [r for r in records("tuning") if r["depth"] == 2 and r["arm"] in ("once", "once_layer")]
+    best = [r for r in runs if (r["lr"], r["weight_decay"]) == (0.8, 2e-3)]
+    places = sorted({(r["arm"], r["sparsity"], r["end"]) for r in best})
+    table = [
+        [
+            LABELS[arm],
+            f"{sparsity:.0%}",
+            end,
+            mean_of(groups(r for r in best if (r["arm"], r["sparsity"], r["end"]) == (arm, sparsity, end))[0]),
+        ]
+        for arm, sparsity, end in places
+    ]
+    return pipe(table, ["", "MACs zero", "goes at", "accuracy"])
 
 
 def _options_of(record: Record) -> str:

@@ -9,11 +9,24 @@ from bench.accuracy_plans_default import PAIR, draws, rate, when
 from bench.accuracy_setting import Setting
 from bench.accuracy_trials import FIFTH, FIRST, SECOND, SEVENTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
-from bench.accuracy_tuned import DIGITS, NARROW, STRONG, TUNED, TUNED_DIGITS, TUNED_NARROW, at
+from bench.accuracy_tuned import (
+    DEEP,
+    DIGITS,
+    GRADUAL,
+    LATER,
+    NARROW,
+    STRONG,
+    TUNED,
+    TUNED_DEEP,
+    TUNED_DIGITS,
+    TUNED_NARROW,
+    at,
+)  # fmt: skip
 
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100, 101)
 TUNING_DRAW = 1
+NARROW_RATES = ((0.8, 2e-3), (0.4, 2e-3), (0.8, 1e-3), (0.4, 1e-3), (0.2, 2e-3), (0.2, 1e-3), (0.4, 5e-4))
 GAMMAS = (3e-4, 1e-3, 4e-3, 1.6e-2)
 SPARSE = ("scaled", "gradual", "once", "channels", "slim", "gradual_layer", "once_layer")
 
@@ -97,7 +110,7 @@ def arms(seed: int, sparsities: tuple[float, ...], tuned: Mapping[str, dict[str,
 
 def tune_narrow() -> Iterator[Setting]:
     """Learning rate and weight decay for a net of half the width, at the sparsity that matters most there."""
-    for lr, decay in ((0.8, 2e-3), (0.4, 2e-3), (0.8, 1e-3), (0.4, 1e-3), (0.2, 2e-3), (0.2, 1e-3), (0.4, 5e-4)):
+    for lr, decay in NARROW_RATES:
         for arm in ("scaled", "gradual", "once", "once_layer", "gradual_layer", "channels", "slim", "dense"):
             sparsity = None if arm == "dense" else 0.7
             yield tuning(arm, sparsity, TUNING_SEEDS[0], lr=lr, weight_decay=decay, width=NARROW)
@@ -123,6 +136,28 @@ def narrow_seeds() -> Iterator[Setting]:
                 yield Setting(arm, seed, sparsity, width=NARROW, **TUNED_NARROW[arm])
     for seed in range(len(SEEDS) + 11, len(SEEDS) + 27):
         yield from (Setting(arm, seed, 0.9, width=NARROW, **TUNED_NARROW[arm]) for arm in PAIR)
+
+
+def tune_deep() -> Iterator[Setting]:
+    """Learning rate and weight decay for a net of half the width and twice the depth, at 70 %; when one-shot goes."""
+    for seed in TUNING_SEEDS:
+        for lr, decay in NARROW_RATES:
+            for arm in ("scaled", "gradual", "once", "once_layer", "gradual_layer", "channels", "slim", "dense"):
+                later = LATER if arm in GRADUAL else {}
+                sparsity = None if arm == "dense" else 0.7
+                yield tuning(arm, sparsity, seed, lr=lr, weight_decay=decay, **DEEP, **later)
+        for sparsity in (0.7, 0.9):
+            for arm in ("once", "once_layer"):
+                for end in (0.4, 0.5, 0.67) if sparsity == 0.9 else (0.4, 0.5):
+                    yield tuning(arm, sparsity, seed, **TUNED_DEEP[arm] | {"end": end})
+
+
+def deep() -> Iterator[Setting]:
+    """All arms in a net of half the width and twice the depth, as long as the wider one."""
+    for seed in SEEDS:
+        yield Setting("dense", seed, **TUNED_DEEP["dense"])
+        for sparsity in (0.7, 0.9, 0.5):
+            yield from (at(arm, seed, sparsity, TUNED_DEEP[arm], NARROW) for arm in SPARSE)
 
 
 def ranking() -> Iterator[Setting]:
@@ -181,6 +216,7 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, when, rate, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
-    clamp_digits, narrow, narrow_seeds, draws, screen, ranking, ten_seeds, fine_tune, steps, still, confirm,
+    clamp_digits, narrow, narrow_seeds, tune_deep, deep, draws, screen, ranking, ten_seeds, fine_tune, steps, still,
+    confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

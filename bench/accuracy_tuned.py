@@ -1,6 +1,6 @@
 """What tuning found best for each arm, on other images and other seeds than those reported.
 
-Learning rate and weight decay by the plans "tune" and "tune_narrow", when blocks go by the plan "when".
+Learning rate and weight decay by the plans "tune", "tune_narrow" and "tune_deep", when blocks go by the plan "when".
 """
 
 from __future__ import annotations
@@ -27,11 +27,25 @@ TUNED_NARROW: dict[str, dict[str, Any]] = defaultdict(
     once_layer={"lr": 0.4, "weight_decay": 1e-3},
     slim={"lr": 0.2, "weight_decay": 2e-3},
 )
+DEEP: dict[str, Any] = {"width": NARROW, "depth": 2}
+TUNED_DEEP: dict[str, dict[str, Any]] = defaultdict(
+    lambda: DEEP | HALF,
+    dict.fromkeys(GRADUAL, DEEP | HALF | LATER),
+    channels=DEEP | LATER | {"lr": 0.8, "weight_decay": 1e-3},
+    once=DEEP | STRONG | {"end": 0.5},
+    once_layer=DEEP | STRONG,
+    slim=DEEP | {"lr": 0.4, "weight_decay": 1e-3},
+)
 DIGITS: dict[str, Any] = {"data": "digits", "width": 16, "epochs": 10, "batch": 64, **STRONG}
 TUNED_DIGITS: dict[str, dict[str, Any]] = defaultdict(lambda: DIGITS, dict.fromkeys(GRADUAL, DIGITS | LATER))
 
 
 def at(arm: str, seed: int, sparsity: float, tuned: Mapping[str, Any], width: int = 32) -> Setting:
-    """An arm with what was found best for it; channels go earlier where few stay, or the net does not recover."""
+    """An arm with what was found best for it; where few channels stay, or few blocks by layer, they go earlier.
+
+    When one-shot pruning goes was tuned in the deeper net alone.
+    """
     sooner = {"begin": 0.1} if arm == "channels" and sparsity == 0.9 else {}
+    if arm == "once_layer" and sparsity == 0.9 and tuned.get("depth") == DEEP["depth"]:
+        sooner = {"end": 0.4}
     return Setting(arm, seed, sparsity, **{"width": width, **tuned, **sooner})

@@ -26,7 +26,7 @@ from bench.accuracy_steps import divide_by_own_norms_
 from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
-from bench.accuracy_tuned import NARROW, TUNED, TUNED_DIGITS, TUNED_NARROW
+from bench.accuracy_tuned import NARROW, TUNED, TUNED_DEEP, TUNED_DIGITS, TUNED_NARROW, at
 from bench.accuracy_words import records, verdict
 from fxdbsr.generated import load_generated
 from fxdbsr.images import ImageSet
@@ -206,21 +206,42 @@ def test_plans_name_arms_that_exist_and_no_setting_twice(plan: str) -> None:
     assert {setting.arm for setting in settings} <= set(ARMS)
 
 
-@pytest.mark.parametrize(("width", "tuned"), [(32, TUNED), (NARROW, TUNED_NARROW)])
+@pytest.mark.parametrize(
+    ("width", "depth", "tuned"), [(32, 1, TUNED), (NARROW, 1, TUNED_NARROW), (NARROW, 2, TUNED_DEEP)]
+)
 def test_every_arm_takes_the_learning_rate_and_weight_decay_that_tuning_found_best(
-    width: int, tuned: dict[str, dict[str, Any]]
+    width: int, depth: int, tuned: dict[str, dict[str, Any]]
 ) -> None:
-    plain = json.loads(json.dumps(asdict(Setting("", 0, width=width))))
-    same = ("data", "net", "width", "epochs", "begin", "end", "power")
+    plain = json.loads(json.dumps(asdict(Setting("", 0, width=width, depth=depth))))
+    same = ["data", "net", "width", "depth", "epochs", "end", "power"] + (["begin"] if depth == 1 else [])
     runs = [r for r in records("tuning") if r["gamma"] is None and all(r[name] == plain[name] for name in same)]
-    best: dict[str, Any] = {}
+    tried: dict[str, dict[tuple[float, float], list[float]]] = {}
     for record in runs:
+        if depth > 1 and record["sparsity"] not in (None, 0.7):
+            continue
         if record["arm"] != "lead" or record["options"] == [["early", True]]:
             arm = "scaled" if record["arm"] == "lead" else record["arm"]
-            best[arm] = max(best.get(arm, record), record, key=lambda r: r["accuracy"])
-    assert len(best) >= 6
-    for arm, record in best.items():
-        assert (tuned[arm]["lr"], tuned[arm]["weight_decay"]) == (record["lr"], record["weight_decay"]), arm
+            rates = record["lr"], record["weight_decay"]
+            tried.setdefault(arm, {}).setdefault(rates, []).append(record["accuracy"])
+    assert len(tried) >= 6
+    for arm, of_arm in tried.items():
+        means = {rates: sum(values) / len(values) for rates, values in of_arm.items()}
+        assert (tuned[arm]["lr"], tuned[arm]["weight_decay"]) == max(means, key=means.__getitem__), arm
+
+
+def test_one_shot_pruning_of_deeper_nets_goes_when_tuning_found_it_best() -> None:
+    runs = [r for r in records("tuning") if r["depth"] == 2 and (r["lr"], r["weight_decay"]) == (0.8, 2e-3)]
+
+    def best(arm: str, sparsity: float) -> float:
+        of_end: dict[float, float] = {}
+        for r in runs:
+            if (r["arm"], r["sparsity"]) == (arm, sparsity):
+                of_end[r["end"]] = of_end.get(r["end"], 0.0) + r["accuracy"]
+        assert len(of_end) == 3
+        return max(of_end, key=of_end.__getitem__)
+
+    for arm, sparsity in (("once", 0.7), ("once_layer", 0.7), ("once_layer", 0.9)):
+        assert at(arm, 0, sparsity, TUNED_DEEP[arm]).end == best(arm, sparsity)
 
 
 def test_a_narrow_net_has_narrower_stages_alone() -> None:
