@@ -93,6 +93,29 @@ def test_transforms_give_the_same_gradients(name: str, make: Any, shape: tuple[i
         torch.testing.assert_close(found[key], parameter.grad)
 
 
+class Operators(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_layer_of_whole_blocks_asks_for_few_operators(device: str) -> None:
+    """A small GPU step is as long as the host takes to call them."""
+    plain = nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]).to(device)
+    x, counts = torch.randn(1, 8, 6, 6, device=device), []
+    for model in (plain, fxdbsr.prepare(plain, 4)):
+        model(x).sum().backward()  # records positions
+        with Operators() as operators:  # type: ignore[no-untyped-call]
+            model(x).sum().backward()
+        counts.append(operators.count)
+    assert counts[1] - counts[0] <= 4 * 13
+
+
 @pytest.mark.parametrize(("device", "own"), [("cpu", True), ("meta", False)])
 def test_only_a_cpu_has_a_backward_of_its_own(device: str, own: bool) -> None:
     _, layer = layer_of(lambda: nn.Conv2d(8, 12, 3))
