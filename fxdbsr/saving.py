@@ -20,6 +20,8 @@ from fxdbsr.files import as_path, writing
 from fxdbsr.graph import called_module
 from fxdbsr.nn.packed import PackedConv
 from fxdbsr.nn.scaled import Blocked
+from fxdbsr.passes.lowering import Lowering
+from fxdbsr.passes.name_pools import name_pools
 from fxdbsr.rebuild import rebuild
 from fxdbsr.traced import share_hooks, trace_eval, unwrap
 
@@ -97,6 +99,7 @@ def load(
         raise ValueError(f"{path}: expected the state of a converted model, which holds {STATE}")
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     traced = trace_eval(copied(model, tensors), concrete_args)  # the copy shares the tensors
+    name_pools(traced, Lowering("auto"))  # as in the model that was saved
     try:
         converted = rebuild(traced, read_record(state.pop(STATE)), state)
         keep_hooks(traced, converted)

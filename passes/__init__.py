@@ -22,6 +22,7 @@ from fxdbsr.passes.keep_modes import keep_modes
 from fxdbsr.passes.loosen_views import loosen_views
 from fxdbsr.passes.lowering import Lowering
 from fxdbsr.passes.name_batchnorms import name_batchnorms
+from fxdbsr.passes.name_pools import name_pools
 from fxdbsr.passes.pack_convs import pack_convs
 from fxdbsr.passes.pack_pools import pack_pools, unpack_pools
 from fxdbsr.passes.plan_engines import plan_engines
@@ -40,6 +41,7 @@ CONVERT = (
     fold_scales,
     drop_identities,
     name_batchnorms,
+    name_pools,
     fold_batchnorms,
     remove_dead_channels,
     cluster_rows,

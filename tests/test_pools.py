@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -79,14 +80,14 @@ class Loud(nn.MaxPool2d):
         return 2 * y
 
 
-def test_a_pool_of_somebody_elses_class_stays(x: Tensor) -> None:
+def test_a_pool_of_somebody_elses_class_keeps_its_forward(x: Tensor) -> None:
     net = Net(2)
     net.pool = Loud(2)
     model = fxdbsr.prepare(net, 8).eval()
     converted = fxdbsr.convert(model)
-    assert not any(type(module) is MaxPool2d for module in converted.modules())
     with torch.no_grad():
         torch.testing.assert_close(converted(x), model(x))
+        torch.testing.assert_close(model(x), net(x))
 
 
 def test_hooks_of_a_pool_run_once(x: Tensor) -> None:
@@ -163,3 +164,54 @@ def test_a_state_loads_into_the_dense_model_with_our_pool(x: Tensor, tmp_path: P
 def test_torch_fx_traces_a_pool(x: Tensor) -> None:
     traced = torch.fx.symbolic_trace(MaxPool2d(3, 2, 1))
     torch.testing.assert_close(traced(x), nn.MaxPool2d(3, 2, 1)(x))
+
+
+class Called(Net):
+    """The same with a function for the pool; a module of the model has the name that a graph gives its call."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(2)
+        self.function, self.max_pool2d = pool, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Net`."""
+        y: Tensor = self.second(self.max_pool2d(self.function(torch.relu(self.first(x)))))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("pool", "kind"),
+    [
+        (lambda x: F.max_pool2d(x, 2), MaxPool2d),
+        (lambda x: F.max_pool2d(input=x, kernel_size=(3, 2), stride=2, padding=1), MaxPool2d),
+        (lambda x: F.max_pool2d(x, 3, 1, 1, 1, False, False), MaxPool2d),
+        (lambda x: torch.max_pool2d(x, 2, stride=[]), MaxPool2d),
+        (lambda x: F.max_pool2d(x, 2, ceil_mode=True), nn.MaxPool2d),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, False, False), nn.AvgPool2d),
+    ],
+    ids=["max", "by name", "by place", "torch", "up", "mean"],
+)
+def test_pools_called_as_functions_become_modules(pool: Any, kind: type[nn.Module], x: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = fxdbsr.prepare(Called(pool), 8).eval()
+    converted = fxdbsr.convert(model)
+    (found,) = (module for module in converted.modules() if isinstance(module, nn.MaxPool2d | nn.AvgPool2d))
+    assert type(found) is kind
+    fxdbsr.save(converted, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), model(x))
+        torch.testing.assert_close(fxdbsr.load(Called(pool), tmp_path / "model.safetensors")(x), model(x))
+        torch.testing.assert_close(fxdbsr.to_dense(converted)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [lambda x: F.max_pool2d(x, 2, return_indices=True)[0], lambda x: F.max_pool2d(x, x.shape[2])],
+    ids=["indices", "size of the image"],
+)
+def test_pools_that_no_module_is_like_stay_functions(pool: Any, x: Tensor) -> None:
+    model = fxdbsr.prepare(Called(pool), 8).eval()
+    converted = fxdbsr.convert(model)
+    assert not any(isinstance(module, nn.MaxPool2d) for module in converted.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), model(x))
