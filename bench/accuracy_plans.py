@@ -160,6 +160,15 @@ def deep() -> Iterator[Setting]:
             yield from (at(arm, seed, sparsity, TUNED_DEEP[arm], NARROW) for arm in SPARSE)
 
 
+def deep_seeds() -> Iterator[Setting]:
+    """More seeds of the deeper net: with five the default led, as it had elsewhere before more were run."""
+    for seed in range(len(SEEDS), 2 * len(SEEDS)):
+        yield Setting("dense", seed, **TUNED_DEEP["dense"])
+        for sparsity in (0.7, 0.5, 0.9):
+            yield from (Setting(arm, seed, sparsity, **TUNED_DEEP[arm]) for arm in PAIR)
+        yield Setting("once", seed, 0.7, **TUNED_DEEP["once"])
+
+
 def ranking() -> Iterator[Setting]:
     """By which scales blocks are ranked: ten narrow nets, then ten with blocks of 16x16."""
     for shared in (NARROW_TRIAL, {"block": (16, 16)}):
@@ -216,7 +225,7 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, when, rate, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
-    clamp_digits, narrow, narrow_seeds, tune_deep, deep, draws, screen, ranking, ten_seeds, fine_tune, steps, still,
-    confirm,
+    clamp_digits, narrow, narrow_seeds, tune_deep, deep, deep_seeds, draws, screen, ranking, ten_seeds, fine_tune,
+    steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

@@ -15,6 +15,7 @@ import pytest
 import fxdbsr
 from bench import tables
 from fxdbsr.cli import main
+from fxdbsr.passes import CONVERT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,6 +50,14 @@ def test_the_pages_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.
                     program, *arguments = shlex.split(command)
                     assert program == "fxdbsr", f"{page.name}: this test cannot run {command!r}"
                     assert main(arguments) == 0, command
+
+
+def test_the_pages_list_every_pass_of_conversion_in_its_order() -> None:
+    passes = [one.__name__ for one in CONVERT]
+    table = (ROOT / "docs" / "convert.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)[: len(passes)] == passes
+    graph = (ROOT / "docs" / "design.md").read_text().partition("convert   eval graph")[2].partition("report  ")[0]
+    assert re.findall(r"\w+", graph) == passes
 
 
 def test_every_other_block_parses_or_is_no_code() -> None:
