@@ -191,11 +191,12 @@ def _trace(root: nn.Module, training: bool, concrete_args: dict[str, Any] | None
     modes = [(module, module.training) for module in root.modules()]
     root.train(training)
     try:
-        for name, _ in (*root.named_modules(), *root.named_parameters(), *root.named_buffers()):
-            if why := why_no_target(name):
-                raise ValueError(why)
         with values_are_tensors():
-            return Tracer().trace(root, concrete_args)
+            graph = Tracer().trace(root, concrete_args)
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr") and (why := why_no_target(str(node.target))):
+                raise ValueError(why)
+        return graph
     except Exception as error:
         asked = "training" if training else "eval"
         cause = str(error).partition(". ")[0]  # torch.fx goes on with advice

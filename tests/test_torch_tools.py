@@ -126,7 +126,7 @@ def test_names_that_graph_modules_take_for_themselves(name: str, alone: bool) ->
     if name != "plain":
         untraced: Any = prepared.untraced
         reasons = " ".join(untraced.values())
-        assert f"name {name!r} of their own" in reasons or "'class' holds a word of Python's own" in reasons
+        assert f"name {name!r} of their own" in reasons or "holds a word of Python's own" in reasons
     x = torch.randn(2, 8, 6, 6)
     assert torch.equal(prepared(x), model(x))
     torch.testing.assert_close(fxdbsr.convert(prepared)(x), model(x), rtol=1e-4, atol=1e-5)
@@ -143,3 +143,10 @@ def test_a_name_that_leaves_nothing_is_said() -> None:
 
     with pytest.raises(ValueError, match="name 'graph' of their own, which hides 'graph'"):
         fxdbsr.prepare(Only(), 8)
+
+
+def test_a_name_that_no_step_calls_is_nobodys_business() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 1))
+    model.add_module("spare", nn.ModuleDict({"class": nn.Conv2d(8, 8, 1)}))
+    model.forward = lambda x: model[0](x)  # type: ignore[method-assign]
+    assert list(fxdbsr.block_scales(fxdbsr.prepare(model, 8, inplace=True))) == ["0"]
