@@ -167,8 +167,8 @@ class BlockGrid:
     def _cut(self, weight: Tensor) -> Tensor | None:
         """View `[rows, height, columns, width, *kernel]` of `weight` as stored; None where there is no such view.
 
-        A training step cuts every weight four times, and its time is the host's where the GPU is fast: this is the
-        short way for blocks that are all of one size.
+        A training step cuts every weight, and its time is the host's where the GPU is fast: this is the short way for
+        blocks that are all of one size.
         """
         if self.transposed or not self.is_exact:
             return None

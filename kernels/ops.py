@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fxdbsr.kernels.geometry import ACTIVATIONS, empty_output, output_size, packed_macs
+from fxdbsr.kernels.plain import is_transformed
 from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_plan import packed_weights
 
@@ -204,7 +205,7 @@ def conv(input: Tensor, values: Tensor, *arguments: Any, pool: int = 1) -> Tenso
         checked: tuple[Any, ...] = (*arguments[:4], *arguments[5:10], arguments[11])
         _check(input, values, *checked)
         return channels_last(engine_conv("triton")(input, values, *arguments[:-1], pool=pool))
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         return max_pool(engine_conv("reference")(input, values, *arguments[:4], [], *arguments[5:-1]), pool)
     output: Tensor = torch.ops.fxdbsr.conv.default(input, values, *arguments)
     return max_pool(output, pool)
@@ -219,7 +220,7 @@ def is_watched(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack() > 0
         or type(tensors[0]) is not Tensor
         or torch._C._is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
         or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
     )
 

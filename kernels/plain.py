@@ -19,11 +19,16 @@ def is_plain(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
         or forward_ad._current_level >= 0
     )
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held)
     return not watched and not tracked and held[0].shape[0] > 0
+
+
+def is_transformed() -> bool:
+    """True inside of the transforms of torch.func; not while torch compiles, which has them in its graph."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @cache

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxdbsr.kernels import compact, dense, ops
 from fxdbsr.kernels.choice import TORCH
 from fxdbsr.kernels.geometry import output_size
+from fxdbsr.kernels.plain import is_transformed
 from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.reference import activate
 from fxdbsr.nn.leaf import call_in_graph
@@ -40,7 +41,7 @@ def run(layer: PackedConv, input: Tensor, residual: Tensor | None, pool: int) ->
 def _run(layer: PackedConv, input: Tensor, residual: Tensor | None) -> Tensor:
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+    if not torch.compiler.is_compiling() and not is_transformed():
         layer.refresh()
     batched = input.dim() == len(layer.stride) + 2 or not layer.stride
     x = input if batched else input.unsqueeze(0)

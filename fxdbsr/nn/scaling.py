@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.config import Form
+from fxdbsr.kernels.plain import is_transformed
 
 
 class _ScaleBlocks(torch.autograd.Function):
@@ -60,8 +61,7 @@ def scale_blocks(weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, f
     and torch's own backward is launched sooner than one written in Python. Graphs and the transforms of torch.func take
     what is differentiated by torch.
     """
-    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if weight.is_cpu and not transformed:
+    if weight.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
         scaled: Tensor = _ScaleBlocks.apply(weight, scale, mask, grid, form)
         return scaled
     if form == "clamp":
@@ -72,7 +72,7 @@ def scale_blocks(weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, f
 
 
 def effective_scale(scale: Tensor, mask: Tensor, form: Form) -> Tensor:
-    """What multiplies the blocks, `[rows, columns]`: zero where the mask is off."""
+    """What multiplies the blocks, `[rows, columns]`: zero where the mask is off. `scale_blocks` has its gradient."""
     if form == "mask":
         return mask.to(scale.dtype)
     return (scale if form == "product" else scale.clamp(0, 1)) * mask
