@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.channels.layers import CHANNELWISE
@@ -22,23 +22,32 @@ _KINDS = {kind.__name__: kind for kind in SCALED}
 _NORMS: dict[str, Any] = {kind.__name__: kind for kind in CHANNELWISE}
 
 
-def rebuild(traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor]) -> ConvertedModule:
-    """The converted model that `record` describes, with the tensors `state` and the functions of `traced`.
+def rebuild(
+    traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor], written: fx.Graph
+) -> ConvertedModule:
+    """The converted model that `record` describes.
+
+    Args:
+        traced: the dense model with the layers that conversion names.
+        record, state: of the file; what is used of `state` is taken out.
+        written: the graph of the dense model before, whose functions the record may call.
 
     Raises:
         ValueError: they do not fit each other; the message names the first tensor or step that does not.
     """
     try:
-        return _rebuilt(traced, record, state)
+        return _rebuilt(traced, record, state, written)
     except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"damaged record: {error!r}") from error
 
 
-def _rebuilt(traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor]) -> ConvertedModule:
+def _rebuilt(
+    traced: TracedModule, record: dict[str, Any], state: dict[str, Tensor], written: fx.Graph
+) -> ConvertedModule:
     device = next((t.device for t in traced.parameters() if not t.is_meta), torch.device("cpu"))
     state = {name: tensor.to(device) for name, tensor in state.items()}
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    graph = graph_from(record.get("graph"), [traced.graph])
+    graph = graph_from(record.get("graph"), [written])
     graph.set_codegen(traced.graph._codegen)
     parts: dict[str, Any] = {}
     for node in graph.nodes:

@@ -99,9 +99,11 @@ def load(
         raise ValueError(f"{path}: expected the state of a converted model, which holds {STATE}")
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     traced = trace_eval(copied(model, tensors), concrete_args)  # the copy shares the tensors
-    name_pools(traced, Lowering("auto"))  # as in the model that was saved
+    written = fx.Graph()
+    written.graph_copy(traced.graph, {})
+    name_pools(traced, Lowering("auto"))  # as in the model that was saved; older ones call the functions
     try:
-        converted = rebuild(traced, read_record(state.pop(STATE)), state)
+        converted = rebuild(traced, read_record(state.pop(STATE)), state, written)
         keep_hooks(traced, converted)
     except ValueError as error:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error

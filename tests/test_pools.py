@@ -15,6 +15,8 @@ from torch.export import Dim
 import fxdbsr
 from fxdbsr.kernels.pool import max_pool2d
 from fxdbsr.nn.pool import MaxPool2d
+from fxdbsr.passes import CONVERT
+from fxdbsr.passes.name_pools import name_pools
 
 
 class Net(nn.Module):
@@ -215,3 +217,17 @@ def test_pools_that_no_module_is_like_stay_functions(pool: Any, x: Tensor) -> No
     assert not any(isinstance(module, nn.MaxPool2d) for module in converted.modules())
     with torch.no_grad():
         torch.testing.assert_close(converted(x), model(x))
+
+
+def test_a_model_saved_before_pools_were_named_is_loaded(
+    x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fxdbsr.prepare(Called(lambda x: F.max_pool2d(x, 2)), 8).eval()
+    monkeypatch.setattr("fxdbsr.api.CONVERT", tuple(one for one in CONVERT if one is not name_pools))
+    converted = fxdbsr.convert(model)
+    assert isinstance(converted, torch.fx.GraphModule)
+    assert any(node.target is F.max_pool2d for node in converted.graph.nodes)
+    fxdbsr.save(converted, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        loaded = fxdbsr.load(Called(lambda x: F.max_pool2d(x, 2)), tmp_path / "model.safetensors")
+        torch.testing.assert_close(loaded(x), model(x))
