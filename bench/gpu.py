@@ -6,8 +6,8 @@
     python -m bench.gpu --offline --rehearse  no GPU: the measuring code itself, on small convs in Triton's interpreter
 
 Parts: correctness, layers, candidates, tiles, compile, bsr (bench/gpu_layers.py), models (gpu_models.py), timeline
-(gpu_timeline.py), hazards (gpu_hazards.py), ceilings (gpu_ceilings.py), training (gpu_training.py), sanitizer, profile
-(gpu_tools.py).
+(gpu_timeline.py), hazards (gpu_hazards.py), ceilings (gpu_ceilings.py), training (gpu_training.py), hand (gpu_hand.py),
+sanitizer, profile (gpu_tools.py).
 
 Every case is one JSON object on a line of the output file; a second run skips the cases that are there. Times are
 medians with quartiles over replays of CUDA graphs, all arms in turns, in one process; ratios are medians of the rounds'
@@ -23,20 +23,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Records, Setting
 
-if TYPE_CHECKING:
-    from bench.gpu_ahead import Job
-
 OF_LAYERS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
 OF_TOOLS = ("sanitizer", "profile")
-PARTS = (*OF_LAYERS, "models", "timeline", "hazards", "ceilings", "training", *OF_TOOLS)
+PARTS = (*OF_LAYERS, "hand", "models", "timeline", "hazards", "ceilings", "training", *OF_TOOLS)
 MODELS = ("resnet50", "vgg11", "resnext50_32x4d", "vgg11_features", "fpn_resnet50")
 MASKS = ("exact", "covered")
 DEFAULT_PARTS = ("correctness", "models", "layers")
@@ -140,33 +136,15 @@ def attempt(case: Case, setting: Setting, records: Records) -> dict[str, Any]:
 
 def compile_kernels(options: argparse.Namespace) -> None:
     """Fill Triton's cache with the kernels that the parts asked for run."""
-    from bench.gpu_ahead import compile_ahead
+    from bench import gpu_ahead
 
-    jobs = jobs_ahead(options) if options.ahead > 0 else []
+    jobs = gpu_ahead.jobs(options) if options.ahead > 0 else []
     if not jobs:
         return
     major, minor = torch.cuda.get_device_capability()
     started = time.monotonic()
-    failed = compile_ahead(jobs, 10 * major + minor, options.ahead)
+    failed = gpu_ahead.compile_ahead(jobs, 10 * major + minor, options.ahead)
     print(f"compiled ahead in {time.monotonic() - started:.0f} s", *failed[:5], sep="\n", flush=True)
-
-
-def jobs_ahead(options: argparse.Namespace) -> list[Job]:
-    """What to compile ahead, in the order in which the cases come."""
-    from bench.gpu_convs import convs
-    from bench.gpu_layers import CORRECTNESS_BATCH
-
-    jobs: list[Job] = []
-    for part in (part for part in options.part if part in (*OF_LAYERS, "models")):
-        batch = CORRECTNESS_BATCH if part == "correctness" else options.batch[0]
-        for model in (m for m in options.model if m in MODELS[:3]):
-            found = [conv for conv in convs(model) if conv.channels // conv.groups >= 32]
-            settings = [*product(options.dtype, options.block, options.sparsity)]
-            if part == "models":
-                jobs += [(part, conv, dtype, batch, *rest) for dtype, *rest in settings for conv in found]
-            else:
-                jobs += [(part, conv, dtype, batch, *rest) for conv in found for dtype, *rest in settings]
-    return jobs
 
 
 def line(record: dict[str, Any]) -> str:

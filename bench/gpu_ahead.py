@@ -4,8 +4,7 @@
 
 A launch with tensors on the meta device compiles and does not run. The workers touch no GPU, so that a machine without
 one can do it: with the same versions of Python and Triton as the machine that has it, and DIR carried to the same place
-there, which TRITON_CACHE_DIR names. Of networks every form of each conv is compiled, since masks decide which is taken;
-only what a launch reads is kept.
+there, which TRITON_CACHE_DIR names. Only what a launch reads is kept.
 """
 
 from __future__ import annotations
@@ -14,25 +13,30 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import gpu_tiles
-from bench.gpu_convs import Conv, Problem, chosen
+from bench import gpu_hazards, gpu_tiles
+from bench.gpu_ahead_network import compile_network
+from bench.gpu_convs import Conv, Problem, chosen, convs
+from bench.gpu_hand import HAND, dtype_of, forms_of, layer_of
+from bench.gpu_layers import CORRECTNESS_BATCH, PARTS
+from bench.gpu_networks import CLASSIFIERS
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from fxdbsr.kernels import triton_device
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_roofline import why_dense
 from fxdbsr.kernels.triton_tune import Candidate, candidates
 
-Job = tuple[str, Conv, str, int, str, int]  # part of the bench, conv, dtype, batch, block, sparsity
+Job = Callable[[], str | None]  # compiles; what went wrong, or None
 
 
 class NoDriver:
@@ -67,37 +71,82 @@ def only_compile(capability: int, gpu: str = "H200") -> None:
     triton.runtime.JITFunction.run = compile
 
 
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """What the cases that the options of bench.gpu ask for launch, in the order in which they come."""
+    found: list[Job] = []
+    for part in options.part:
+        if part in PARTS:
+            found += _jobs_of_convs(part, options)
+        elif part == "models":
+            which = product(options.model, options.dtype, options.batch, options.masks, options.block, options.sparsity)
+            for model, dtype, batch, masks, block, sparsity in which:
+                found.append(partial(compile_network, model, dtype, batch, block, sparsity, masks))
+        elif part == "hand":
+            found += [partial(compile_hand, row) for row in HAND]
+        elif part == "hazards":
+            pairs = product(gpu_hazards.CONVS, options.dtype)
+            found += [partial(compile_repeats, name, dtype) for name, dtype in pairs]
+    return found
+
+
+def _jobs_of_convs(part: str, options: argparse.Namespace) -> Iterable[Job]:
+    batch = CORRECTNESS_BATCH if part == "correctness" else options.batch[0]
+    for model in (m for m in options.model if m in CLASSIFIERS):
+        wide = [conv for conv in convs(model) if conv.channels // conv.groups >= 32]
+        for conv, dtype, block, sparsity in product(wide, options.dtype, options.block, options.sparsity):
+            yield partial(compile_conv, part, conv, dtype, batch, block, sparsity)
+
+
 def compile_job(job: Job) -> str | None:
-    """Compile the kernels that a part of the bench runs for one conv; what went wrong, or None."""
-    part, conv, dtype, batch, block, sparsity = job
+    """Run the job in a worker, on one thread."""
     torch.set_num_threads(1)
-    failed = []
+    return job()
+
+
+def compile_conv(part: str, conv: Conv, dtype: str, batch: int, block: str, sparsity: int) -> str | None:
+    """Compile the kernels that a part of the bench runs for one conv."""
     set_precision(dtype)
     layer = conv.layer(batch, DTYPES[dtype], BLOCKS[block], 1 - sparsity / 100)
-    problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
     if part == "tiles":
+        problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
         return "; ".join(gpu_tiles.compile_all(problem, batch, "cuda:90")) or None
-    for name, form in kernels_of(part, layer, dtype).items():
-        try:
-            compile_form(problem, batch, form)
-        except Exception as error:
-            failed.append(f"{conv.name} {dtype} {block} {sparsity} % {name}: {type(error).__name__}: {error}")
-    return "; ".join(failed) or None
+    return compile_forms(layer, kernels_of(part, layer))
 
 
-def kernels_of(part: str, layer: Layer, dtype: str) -> dict[str, Candidate]:
+def compile_hand(row: tuple[Any, ...]) -> str | None:
+    """Compile every form of a layer worked by hand, and that of all its blocks."""
+    set_precision(dtype_of(row))
+    layer, cpu = layer_of(row), torch.device("cpu")
+    dense = compile_forms(layer.full(), {"dense Triton": chosen(layer.full(), cpu)})
+    found = (dense, compile_forms(layer, forms_of(layer, cpu)))
+    return "; ".join(text for text in found if text) or None
+
+
+def compile_repeats(name: str, dtype: str) -> str | None:
+    """Compile every form that part "hazards" repeats."""
+    set_precision(dtype)
+    layer = gpu_hazards.repeated_layer(name, dtype)
+    return compile_forms(layer, gpu_hazards.repeated_forms(layer, torch.device("cpu")))
+
+
+def kernels_of(part: str, layer: Layer) -> dict[str, Candidate]:
     """The forms in which a part of the bench runs the layer, by name."""
     cpu = torch.device("cpu")
-    allowed = replace(layer, allow_3xtf32=True)
     if part == "correctness":
-        return candidates(allowed, cpu, 0)
-    found = {"chosen": chosen(layer, cpu)}
-    if part == "models" and dtype == "fp32":
-        found["chosen, 3xTF32"] = chosen(allowed, cpu)
-    if part == "models":
-        sparse = {"chosen": layer, "chosen, 3xTF32": allowed}
-        found = {name: form for name, form in found.items() if why_dense(sparse[name]) is None}
-    return found
+        return candidates(replace(layer, allow_3xtf32=True), cpu, 0)
+    return {"chosen": chosen(layer, cpu)}
+
+
+def compile_forms(layer: Layer, forms: dict[str, Candidate]) -> str | None:
+    """Compile those forms for the layer; what went wrong, or None."""
+    problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
+    failed = []
+    for name, form in forms.items():
+        try:
+            compile_form(problem, layer.batch, form)
+        except Exception as error:
+            failed.append(f"{layer.grid} {layer.dtype} {name}: {type(error).__name__}: {error}")
+    return "; ".join(failed) or None
 
 
 def compile_form(problem: Problem, batch: int, form: Candidate) -> None:
@@ -145,8 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = parser.parse_known_args(arguments)
     options = gpu.parse(rest)
     os.environ["TRITON_CACHE_DIR"] = str(own.cache.absolute())
-    jobs: list[Job] = [("correctness" if job[0] == "models" else job[0], *job[1:]) for job in gpu.jobs_ahead(options)]
-    failed = compile_ahead(list(dict.fromkeys(jobs)), 90, options.ahead, own.gpu)
+    failed = compile_ahead(jobs(options), 90, options.ahead, own.gpu)
     print(*failed, sep="\n", end="\n" if failed else "")
     print(f"{keep_what_a_launch_reads(own.cache)} kernels in {own.cache}")
     return int(bool(failed))

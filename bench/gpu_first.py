@@ -80,6 +80,8 @@ STEPS = (
          "--part layers --model resnet50 vgg11 --dtype fp16 --block 128x32 32x32 --ahead 40"),
     Step("candidates", "is the planner's form within 5 % of the best", 150,
          "--part candidates --model resnet50 vgg11 --dtype fp16 --block 32x32 --sparsity 50 90 --ahead 60"),
+    Step("by hand", "is the planner within 5 % of the best on the layers that were worked by hand", 90,
+         "--part hand --ahead 90"),
     Step("ceilings", "what this GPU can do, and what the planner's model takes for granted", 60,
          "--part ceilings"),
     Step("profile", "what limits the three slowest layers", 90, "--part profile"),

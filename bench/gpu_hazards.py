@@ -23,8 +23,9 @@ import fxdbsr
 from bench.gpu_convs import Conv, Problem
 from bench.gpu_networks import pruned
 from bench.gpu_setting import DTYPES, Case, Setting, set_precision
+from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_timing import captured
-from fxdbsr.kernels.triton_tune import candidates
+from fxdbsr.kernels.triton_tune import Candidate, candidates
 
 CONVS = {
     "1x1": Conv(256, 256, (1, 1), (1, 1), (0, 0), 1, (14, 14), True, "relu"),
@@ -35,14 +36,24 @@ CONVS = {
 REPEATS = 1000
 
 
+def repeated_layer(name: str, dtype: str, small: bool = False) -> Layer:
+    """The conv of that name with two blocks of five, 3xTF32 allowed."""
+    conv = CONVS[name].small() if small else CONVS[name]
+    return replace(conv.layer(8, DTYPES[dtype], (32, 32), 0.4), allow_3xtf32=True)
+
+
+def repeated_forms(layer: Layer, device: torch.device) -> dict[str, Candidate]:
+    """Every form of the layer, by name; every tile of two of them."""
+    return candidates(layer, device, 2)
+
+
 def repeats(name: str, dtype: str, setting: Setting) -> dict[str, Any]:
     """Every form and tile of one conv: its error, and how many of the runs differ from the first."""
     set_precision(dtype)
-    conv = CONVS[name].small() if setting.rehearse else CONVS[name]
-    layer = replace(conv.layer(8, DTYPES[dtype], (32, 32), 0.4), allow_3xtf32=True)
+    layer = repeated_layer(name, dtype, setting.rehearse)
     problem = Problem.of(layer, setting.device, 1)
     found = {}
-    for form, arguments in candidates(layer, setting.device, 2).items():
+    for form, arguments in repeated_forms(layer, setting.device).items():
         run = problem.sparse(**arguments)
         reason = problem.why_wrong(run, 0)
         differing = 0 if reason else unequal(run, problem.inputs[0], 2 if setting.rehearse else REPEATS)

@@ -29,13 +29,11 @@ import torch
 import fxdbsr
 from bench.gpu_compiled import dense_arms
 from bench.gpu_convs import Conv, convs, estimate
-from bench.gpu_networks import Exact, call_of, images, macs_left, pruned, sparse_arms
+from bench.gpu_networks import CLASSIFIERS, Exact, call_of, images, macs_left, pruned, sparse_arms
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels.triton_device import H200
 from fxdbsr.kernels.triton_roofline import floor_seconds, library_seconds
 from fxdbsr.nn.packed import PackedConv
-
-CLASSIFIERS = ("resnet50", "vgg11", "resnext50_32x4d")
 
 
 def measure(

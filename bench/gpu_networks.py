@@ -18,6 +18,7 @@ from fxdbsr.kernels.triton_plan import precision_of
 from fxdbsr.layers import blocked_layers
 from fxdbsr.passes.plan_engines import seen_inputs
 
+CLASSIFIERS = ("resnet50", "vgg11", "resnext50_32x4d")
 STEMS = {"resnet50": "conv1", "resnext50_32x4d": "conv1", "vgg11": "features.0", "vgg11_features": "0"}
 STEMS["fpn_resnet50"] = "body.conv1"
 SIZES = {"fpn_resnet50": (800, 1088)}

@@ -1,14 +1,15 @@
 """Other programs that look at the kernels while they run: compute-sanitizer and Nsight Compute.
 
-Each starts this module again as a process of its own, which runs one conv in one form a few times:
+Each starts this module again as a process of its own, which runs one conv in one form a few times, or a network:
 
-    sanitizer   memcheck, racecheck and synccheck on small convs, of every kernel
+    sanitizer   memcheck, racecheck and synccheck on small convs and a small network, of every kernel, side by side
     profile     counters of the layers whose sparse kernels take longest in the file of records
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import io
 import json
@@ -18,17 +19,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
+import fxdbsr
 from bench.gpu_convs import Conv, Problem, chosen, convs
 from bench.gpu_hazards import CONVS
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
+from fxdbsr.commands.spread import spread_mask
+from fxdbsr.layers import blocked_layers
 
 CHECKS = ("memcheck", "racecheck", "synccheck")
+NETWORK = "network"  # in place of a form: what else a converted model calls
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "gather": ("fp16", {"kernel": "gather", "rows_per_union": 2}),
     "gather tf32": ("tf32", {"kernel": "gather", "rows_per_union": 1}),
@@ -36,6 +44,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "bitmask": ("fp16", {"kernel": "bitmask"}),
     "3xTF32": ("fp32", {"precision": "3xtf32"}),
 }
+SANITIZED = [(check, form) for check in CHECKS for form in (*FORMS, NETWORK)]
+MOST_OFF = 4e-3  # of the largest output, in 16 bits
 COUNTERS = {
     "gpu__time_duration.sum": "ns",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM %",
@@ -50,11 +60,21 @@ COUNTERS = {
 SLOWEST = 3
 
 
+@cache
+def started(setting: Setting) -> dict[tuple[str, str], Future[dict[str, Any]]]:
+    """What compute-sanitizer will say, by check and form; all of its processes run at once."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    return {(check, form): pool.submit(sanitized, check, form, "3x3", setting) for check, form in SANITIZED}
+
+
 def sanitized(check: str, form: str, conv: str, setting: Setting) -> dict[str, Any]:
-    """What compute-sanitizer says of one form on one small conv."""
-    dtype, arguments = FORMS[form]
-    small = CONVS[conv].small()
-    command = [sys.executable, "-m", "bench.gpu_tools", *_as_arguments(small, dtype, 1, "32x32", 50, 1, arguments)]
+    """What compute-sanitizer says of one form on one small conv, or of the small network."""
+    command = [sys.executable, "-m", "bench.gpu_tools"]
+    if form == NETWORK:
+        command += [NETWORK]
+    else:
+        dtype, arguments = FORMS[form]
+        command += _as_arguments(CONVS[conv].small(), dtype, 1, "32x32", 50, 1, arguments)
     if setting.rehearse:
         return {"command": subprocess.run(command, check=True, capture_output=True).returncode}
     tool = _tool("compute-sanitizer")
@@ -67,8 +87,8 @@ def sanitized(check: str, form: str, conv: str, setting: Setting) -> dict[str, A
     done = subprocess.run(command, capture_output=True, text=True, check=False, **limits)
     text = done.stdout + done.stderr
     summary = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (.*)", text)
-    clean = summary and summary[-1].startswith("0 ")
-    return {"summary": summary[-1]} if clean else {"wrong": summary or text[-500:]}
+    clean = done.returncode == 0 and summary and summary[-1].startswith("0 ")
+    return {"summary": summary[-1]} if clean else {"wrong": [*summary, text[-500:]]}
 
 
 def profiled(rank: int, records: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
@@ -137,20 +157,64 @@ def run_once(conv_text: str, settings_text: str) -> None:
         run(*problem.inputs[0])
 
 
+def small_network() -> nn.Module:
+    """A network whose dense convs, pools and epilogues need every other kernel of the engine once."""
+    torch.manual_seed(0)
+
+    def grouped(width: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(128, 128, 3, stride, 1, groups=128 // width)
+
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),  # the stem, with its pool inside
+        nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),  # gather, with its pool inside
+        nn.Conv2d(128, 128, 1), nn.SiLU(),
+        grouped(4), nn.ReLU(), grouped(8), nn.ReLU(), grouped(16, 2), nn.SiLU(),
+        nn.Conv2d(128, 64, 1), nn.MaxPool2d(3, 2, 1),
+    ).eval()  # fmt: skip
+
+
+def half_off(prepared: nn.Module) -> nn.Module:
+    """The network with half of each layer's blocks off, no channel dead."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in blocked_layers(prepared):
+        rows, columns = layer.mask.shape
+        layer.set_mask(spread_mask((rows, columns), 0.5, generator, True))
+    return prepared
+
+
+def run_network() -> None:
+    """Run the network above by every backend, and one whose first conv has seven taps a side and no pool.
+
+    Raises:
+        ValueError: the numbers are wrong.
+    """
+    stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.Conv2d(64, 64, 1)).eval()
+    x = torch.randn(2, 3, 37, 42, device="cuda").half().to(memory_format=torch.channels_last)
+    for network in (small_network(), stem):
+        prepared = half_off(fxdbsr.prepare(network, config=fxdbsr.BlockConfig((32, 32)))).cuda()
+        exact = copy.deepcopy(prepared).double()(x.double())
+        for backend in ("auto", "triton", "dense"):
+            fast = fxdbsr.convert(prepared, backend=backend).half()
+            with torch.inference_mode():
+                error = (fast(x).double() - exact).abs().max() / exact.abs().max()
+            if not error < MOST_OFF:
+                raise ValueError(f"{backend}: off by {float(error):.3g} of the largest output")
+    torch.cuda.synchronize()
+
+
 def cases(part: str, records: list[dict[str, Any]]) -> Iterator[Case]:
     """The cases of one tool."""
     if part == "sanitizer":
-        for check in CHECKS:
-            for form in FORMS:
-                yield _sanitizer(check, form, "3x3")
+        for check, form in SANITIZED:
+            yield _sanitizer(check, form)
     if part == "profile":
         for rank in range(SLOWEST):
             yield _profile(rank, records)
 
 
-def _sanitizer(check: str, form: str, conv: str) -> Case:
-    key = {"part": "sanitizer", "check": check, "form": form, "of": conv}
-    return Case(key, dict, lambda setting: sanitized(check, form, conv, setting))
+def _sanitizer(check: str, form: str) -> Case:
+    key = {"part": "sanitizer", "check": check, "form": form, "of": form if form == NETWORK else "3x3"}
+    return Case(key, dict, lambda setting: started(setting)[check, form].result())
 
 
 def _profile(rank: int, records: list[dict[str, Any]]) -> Case:
@@ -158,8 +222,11 @@ def _profile(rank: int, records: list[dict[str, Any]]) -> Case:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="run one conv, for compute-sanitizer and ncu")
-    parser.add_argument("conv")
-    parser.add_argument("settings")
+    parser = argparse.ArgumentParser(description="run one conv or the network, for compute-sanitizer and ncu")
+    parser.add_argument("conv", help=f"as JSON, or {NETWORK!r}")
+    parser.add_argument("settings", nargs="?")
     given = parser.parse_args()
-    run_once(given.conv, given.settings)
+    if given.conv == NETWORK:
+        run_network()
+    else:
+        run_once(given.conv, given.settings)

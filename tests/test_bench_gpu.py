@@ -30,6 +30,7 @@ from bench import (
     gpu_compiled,
     gpu_convs,
     gpu_first,
+    gpu_hand,
     gpu_layers,
     gpu_models,
     gpu_plan,
@@ -56,7 +57,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 def two_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two convs stand for every network; switches that the bench sets are put back."""
     listed = {CONVS["1x1"]: 2, CONVS["3x3"]: 1}
-    for module in (gpu_convs, gpu_plan, gpu_layers, gpu_models):
+    for module in (gpu_convs, gpu_plan, gpu_layers, gpu_models, gpu_ahead):
         monkeypatch.setattr(module, "convs", lambda model: listed)
     with float32_precision("tf32"):
         yield
@@ -137,7 +138,7 @@ class Fake:
                 raise self.error
             return self.found
 
-        yield Case({"part": "hazards"}, dict, measure)
+        yield Case({"part": "ceilings"}, dict, measure)
 
 
 def run_fake(monkeypatch: pytest.MonkeyPatch, path: Path, fake: Fake, lost: bool = False) -> int:
@@ -153,7 +154,7 @@ def run_fake(monkeypatch: pytest.MonkeyPatch, path: Path, fake: Fake, lost: bool
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(gpu, "import_module", lambda name: fake)
-    return gpu.main(["--part", "hazards", "--out", str(path)])
+    return gpu.main(["--part", "ceilings", "--out", str(path)])
 
 
 def test_wrong_numbers_exit_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,10 +231,12 @@ def test_the_first_half_hour_calls_every_part(monkeypatch: pytest.MonkeyPatch, t
 
 
 AHEAD = """
-from bench.gpu_ahead import compile_job, only_compile
+from bench.gpu_ahead import compile_conv, only_compile
+from bench.gpu_ahead_network import compile_network
 from bench.gpu_hazards import CONVS
 only_compile(90)
-print(compile_job(("layers", CONVS["1x1"], "fp16", 2, "32x32", 50)))
+print(compile_conv("layers", CONVS["1x1"], "fp16", 2, "32x32", 50))
+print(compile_network("tiny", "fp32", 2, "32x32", 50, "exact"))
 """
 
 
@@ -242,23 +245,38 @@ def test_a_forward_reads_nothing_back_from_tensors_without_data(tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", AHEAD]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert done.stdout == "None\n", done.stdout + done.stderr
+    assert done.stdout == "None\nNone\n", done.stdout + done.stderr
     assert list(tmp_path.rglob("gather_kernel.cubin"))
+
+
+def partitioned(jobs: list[Any], function: Any) -> tuple[list[Any], list[Any]]:
+    """The arguments of the jobs that call `function`, and those of the rest."""
+    return [job.args for job in jobs if job.func is function], [job.args for job in jobs if job.func is not function]
+
+
+def test_every_form_that_is_repeated_or_worked_by_hand_is_compiled_ahead() -> None:
+    options = gpu.parse(["--part", "hand", "hazards", "--dtype", "bf16", "fp32"])
+    rows, repeats = partitioned(gpu_ahead.jobs(options), gpu_ahead.compile_hand)
+    assert rows == [(row,) for row in gpu_hand.HAND]
+    assert repeats == [(name, dtype) for name in CONVS for dtype in ("bf16", "fp32")]
 
 
 def test_what_is_compiled_ahead_is_what_the_cases_run() -> None:
     asked = ["--part", "correctness", "models", "--dtype", "fp32", "--block", "32x32", "--sparsity", "50", "90"]
-    jobs = gpu.jobs_ahead(gpu.parse([*asked, "--model", "resnet50", "--batch", "32"]))
-    assert [(part, conv.name, batch, sparsity) for part, conv, _, batch, _, sparsity in jobs] == [
-        *(("correctness", CONVS[name].name, 2, sparsity) for name in ("1x1", "3x3") for sparsity in (50, 90)),
-        *(("models", CONVS[name].name, 32, sparsity) for sparsity in (50, 90) for name in ("1x1", "3x3")),
+    options = gpu.parse([*asked, "--model", "resnet50", "--batch", "32"])
+    of_convs, of_networks = partitioned(gpu_ahead.jobs(options), gpu_ahead.compile_conv)
+    found = [(part, conv.name, batch, sparsity) for part, conv, _, batch, _, sparsity in of_convs]
+    assert found == [("correctness", CONVS[name].name, 2, sparsity) for name in ("1x1", "3x3") for sparsity in (50, 90)]
+    keys = [case.key for case in gpu_models.cases(options)]
+    assert of_networks == [
+        tuple(key[name] for name in ("model", "dtype", "batch", "block", "sparsity", "masks")) for key in keys
     ]
     set_precision("fp32")
     layer = CONVS["3x3"].layer(2, torch.float32, (32, 32), 0.5)
-    names = [*gpu_ahead.kernels_of("correctness", layer, "fp32")]
+    names = [*gpu_ahead.kernels_of("correctness", layer)]
     assert sorted(names) == sorted(candidates(replace(layer, allow_3xtf32=True), torch.device("cpu"), 0))
     assert any("3xTF32" in name for name in names)
-    assert [*gpu_ahead.kernels_of("layers", layer, "fp32")] == ["chosen"]
+    assert [*gpu_ahead.kernels_of("layers", layer)] == ["chosen"]
 
 
 def test_a_compiler_that_crashes_ahead_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +285,7 @@ def test_a_compiler_that_crashes_ahead_stops_nothing(monkeypatch: pytest.MonkeyP
             raise BrokenProcessPool("a child process terminated abruptly")
 
     monkeypatch.setattr(gpu_ahead, "ProcessPoolExecutor", Broken)
-    [found] = gpu_ahead.compile_ahead([("layers", CONVS["1x1"], "fp16", 2, "32x32", 50)], 90, 1)
+    [found] = gpu_ahead.compile_ahead([lambda: None], 90, 1)
     assert "terminated abruptly" in found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.gpu_hand import HAND, layer_of
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.ops import macs_run
 from fxdbsr.kernels.triton_configs import PRECISIONS, bitmask_tile, default_tiles, tiles
@@ -57,51 +58,6 @@ def layer(
     return Layer(grid, batch, (size, size), (1, 1), half, (1, 1), dtype, columns, True, residual, activation)
 
 
-# Batch 32, with a bias, on the data sheet of an H200: 990 / 495 / 67 TFLOP/s (16-bit, tf32, float32), 4.8 TB/s, 132
-# multiprocessors at 1.83 GHz. Dense: what was measured of cuDNN, 6.8 us + FLOP / (0.83 peak) + 44 ns for each 64
-# products of a sum; in float32 71 us and 0.555 of the peak. Sparse: 1 us + programs * (fixed + steps * step) / 132
-# multiprocessors, in clocks that were measured: 3690 + 1004 a step of 64 products for 128 pixels by 128 outputs, 1850 +
-# 537 for 64x128, 1690 + 878 for 128x64, 835 + 425 for 64x64, 872 + 746 for 128x32; in float32 1070 + 1700 a step of 32
-# products for 128x32, which is 0.6 of the peak.
-HAND = [
-    # 7.4 GFLOP, 110 us at the peak: dense 181 us even there; half of the products at half of the peak 110 us
-    ("float32 3x3", 128, 128, 3, 28, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 3.3 GFLOP, 49 us at the peak: dense 120 us even there; half of the products at half of the peak 49 us
-    ("float32 1x1", 1024, 256, 1, 14, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 29.6 GFLOP: dense 71 + 442 / 0.555 = 867 us; half of the products at half of the peak 442 us
-    ("wide float32 3x3", 512, 512, 3, 14, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 118.4 GFLOP: dense 6.8 + 144 + 3 = 154 us; 784 programs of 128x128 and 22 of 72 steps: 154,000 clocks, 84 us
-    ("tall blocks", 512, 512, 3, 28, "fp16", (128, 32), 0.3, "relu", "sparse"),
-    # dense 154 us; 1,568 programs of 128x64 and 22 steps: 250,000 clocks, 136 us
-    ("blocks of a tile's height", 512, 512, 3, 28, "fp16", (64, 16), 0.3, "relu", "sparse"),
-    # 118.4 GFLOP: dense 153 us; two rows need 19 % of the columns: 3,136 programs of 128x64 and 7 of 36 steps: 102 us
-    ("square blocks, few kept", 256, 256, 3, 56, "fp16", (32, 32), 0.1, "relu", "sparse"),
-    # 29.6 GFLOP: dense 72 + 6.8 us; 196 programs of 128x128 and 15 of 144 steps of 32 products: 28,000 clocks, 15 us
-    ("tf32", 512, 512, 3, 14, "tf32", (128, 32), 0.1, "relu", "sparse"),
-    # the conv 6.8 + 4 us, then a kernel more and 25.7 MB; 392 programs of 128x128 and, unpruned, 4 steps: 12.5 us
-    ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
-    # 32 MB take either side 6.7 us, to which cuDNN adds 6.8; 196 programs of 128x128 and 8 steps: 17,400 clocks, 9.5 us
-    ("cuDNN takes long to start", 512, 128, 1, 28, "fp16", (32, 32), 0.25, "relu", "sparse"),
-    # 64 MB: dense 6.8 + 16 = 23 us; 1,568 programs of 128x128 and one step: 55,800 clocks, 30 us
-    ("memory bound", 64, 256, 1, 56, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 29 MB: dense 6.8 + 7.3 = 14.1 us; 392 programs of 6790, for the residual, and 4 steps: 32,100 clocks, 17.5 us
-    ("memory bound with a residual", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "residual relu", "dense"),
-    # 7.4 GFLOP: dense 6.8 + 9 + 0.8 = 16.6 us; four rows need 17 of 18 steps, 784 programs of 128x32: 44 us
-    ("small blocks", 128, 128, 3, 28, "fp16", (8, 8), 0.5, "relu", "dense"),
-    # 7.4 GFLOP: dense 17.4 us; four rows need 34 of 36 steps: 392 programs of 64x64: 45,400 clocks, 25 us
-    ("blocks of 16", 256, 256, 3, 14, "fp16", (16, 16), 0.5, "relu", "dense"),
-    # dense 17.4 us; four rows need all columns: 196 programs of 64x128 and 36 steps, 31,500 clocks, and as long for the
-    # steps one after another, 31,000: 20 us
-    ("a quarter pruned, 14x14", 256, 256, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 29.6 GFLOP: dense 44 us; 392 programs of 128x128 and 36 steps: 118,000 clocks, 65 us
-    ("a tenth pruned, 28x28", 256, 256, 3, 28, "fp16", (32, 32), 0.9, "relu", "dense"),
-    # 29.6 GFLOP: dense 46 us; 196 programs of 128x128 and 72 steps: 113,000 clocks, 62 us
-    ("a quarter pruned, wide", 512, 512, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 3.3 GFLOP: dense 6.8 + 4 + 1.4 = 12.2 us; two rows need 30 of 32 steps, one after another 29,900 clocks: 16 us
-    ("a quarter pruned, 7x7", 2048, 512, 1, 7, "fp16", (32, 32), 0.75, "relu", "dense"),
-]
-
-
 def test_six_layers_each_way_are_worked_by_hand() -> None:
     ways = [row[-1] for row in HAND]
     assert ways.count("sparse") >= 6
@@ -117,21 +73,9 @@ def test_the_page_lists_them() -> None:
 
 @pytest.mark.parametrize("row", HAND, ids=lambda row: row[0])
 def test_layers_worked_by_hand_go_where_they_must(row: tuple[Any, ...]) -> None:
-    _, channels, outputs, kernel, size, precision, block, kept, epilogue, way = row
-    case = layer(
-        channels,
-        outputs,
-        kernel,
-        size,
-        block,
-        kept,
-        dtype=torch.float16 if precision == "fp16" else torch.float32,
-        residual="residual" in epilogue,
-        activation=epilogue.split()[-1],
-    )
-    with float32_precision("tf32" if precision == "fp16" else precision):
-        reason = why_dense(case)
-    assert (reason is None) == (way == "sparse"), reason
+    with float32_precision("tf32" if row[5] == "fp16" else row[5]):
+        reason = why_dense(layer_of(row))
+    assert (reason is None) == (row[-1] == "sparse"), reason
 
 
 def test_the_reason_names_both_times() -> None:
