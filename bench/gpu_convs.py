@@ -131,7 +131,7 @@ class Problem:
         weight = torch.randn(grid.weight_shape, generator=generator, device=device) / prod(grid.weight_shape[1:]) ** 0.5
         weight = (weight * grid.expand_mask(keep.to(device))).to(layer.dtype)
         bias = torch.randn(grid.out_channels, generator=generator, device=device).to(layer.dtype)
-        count = sets or min(16, max(2, ceil(LARGER_THAN_L2 / max(layer.bytes(1, layer.residual), 1))))
+        count = sets or min(16, max(2, ceil(LARGER_THAN_L2 / max(layer.full().bytes(layer.residual), 1))))
         inputs = []
         for _ in range(count):
             x = random(layer.batch, grid.in_channels, *layer.size)

@@ -26,7 +26,17 @@ from fxdbsr.kernels.triton_configs import Tile
 from fxdbsr.kernels.triton_device import H100
 from fxdbsr.kernels.triton_forms import Form, Work, work
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_measured import BANDWIDTH, COSTS, LAUNCH, Cost, clocks, norm, work_clocks
+from fxdbsr.kernels.triton_measured import (
+    BANDWIDTH,
+    COSTS,
+    LAUNCH,
+    MEMORY_ORDER,
+    Cost,
+    clocks,
+    epilogue_share,
+    norm,
+    work_clocks,
+)
 
 Key = tuple[str, int, int, int, int]  # precision, pixels, outputs, warps, stages
 
@@ -49,10 +59,11 @@ class Sample:
         """Microseconds by a cost."""
         each = self.work.lanes // self.tile.outputs * ceil(self.layer.pixels / self.tile.pixels)
         sizes = (each * self.work.unions, each * self.work.steps)
-        total = work_clocks(cost, self.tile, self.precision, *sizes, self.layer.residual)
+        epilogue = epilogue_share(self.layer.residual, self.layer.activation)
+        total = work_clocks(cost, self.tile, self.precision, *sizes, epilogue)
         ended = clocks(cost, self.tile, self.precision, total, self.work.longest, H100.processors)
-        memory = self.layer.bytes(self.layer.density, self.layer.residual) / H100.bandwidth
-        return 1e6 * (LAUNCH + norm(ended / H100.clock, memory / BANDWIDTH, 6))
+        memory = self.layer.bytes(self.layer.residual) / H100.bandwidth
+        return 1e6 * (LAUNCH + norm(ended / H100.clock, memory / BANDWIDTH, MEMORY_ORDER))
 
 
 def samples() -> list[Sample]:

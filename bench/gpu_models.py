@@ -80,12 +80,12 @@ def estimate_network(model: str, dtype: str, batch: int, block: str, sparsity: i
         moves = 3 if conv.residual else 2 if conv.activation != "none" else 0
         epilogue = H200.launch + moves * layer.output_bytes / H200.bandwidth if moves else 0.0
         base += count * (library_seconds(plain)["cuDNN conv and epilogue kernel"] + epilogue)
-        ideal += count * (floor_seconds(plain, 1, layer.precision) + epilogue)
+        ideal += count * (floor_seconds(plain.full(), layer.precision) + epilogue)
         times = said["estimated us"]
         taken = times["sparse"] if said["choice"] == "sparse" else min(times[n] for n in times if "cu" in n.lower())
         ours += count * 1e-6 * taken
-        fused += count * floor_seconds(layer, 1, layer.precision)
-        floor += count * floor_seconds(layer, layer.density if blockable(conv) else 1, layer.precision)
+        fused += count * floor_seconds(layer.full(), layer.precision)
+        floor += count * floor_seconds(layer if blockable(conv) else layer.full(), layer.precision)
     return {
         "layers": dict(choices),
         "estimated over compiled, convs": round(base / ours, 3),

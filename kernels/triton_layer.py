@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
+from operator import or_
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,18 +102,27 @@ class Layer:
         """Bytes that a pool of its own reads and writes; 0 without one."""
         return round(self.output_bytes * (1 + 1 / self.pool**2)) if self.pool > 1 else 0
 
-    def bytes(self, density: float, residual: bool, pool: int = 1) -> float:
-        """Bytes of device memory touched, with that share of the weights, and a pool of that side in the kernel."""
+    @property
+    def read_share(self) -> float:
+        """Share of the input channels that a kept block reads."""
+        rows, columns = self.grid.shape
+        of_a_group = rows // self.grid.groups
+        groups = [self.columns[row : row + of_a_group] for row in range(0, rows, of_a_group)]
+        return sum(reduce(or_, masks).bit_count() for masks in groups) / (len(groups) * columns)
+
+    def bytes(self, residual: bool, pool: int = 1) -> float:
+        """Bytes of device memory that its blocks touch, with a pool of that side in the kernel."""
         grid = self.grid
         read = self.batch * prod(self.size)
         if prod(grid.kernel_size) == 1:
             read = min(read, self.pixels)
-        elements = read * grid.in_channels + prod(grid.weight_shape) * density
+        elements = read * grid.in_channels * self.read_share + prod(grid.weight_shape) * self.density
         return elements * self.dtype.itemsize + self.output_bytes * (int(residual) + 1 / pool**2)
 
-    def flop(self, density: float) -> float:
-        """FLOP, two a product, with that share of the weights."""
-        return 2 * self.pixels * prod(self.grid.weight_shape) * density
+    @property
+    def flop(self) -> float:
+        """FLOP of its blocks, two a product."""
+        return 2 * self.pixels * prod(self.grid.weight_shape) * self.density
 
     def full(self) -> Layer:
         """The layer with all its blocks."""

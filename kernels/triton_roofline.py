@@ -9,8 +9,9 @@ The third dense candidate, this engine's kernels with all blocks, is beaten by t
 that are kept; its time says how much of a gain is the fused epilogue's and how much is sparsity's.
 
 work: programs of fixed + steps * step clocks by `triton_cost`, spread over the processors (`triton_schedule`).
-bytes: input, output, residual and the weights that are kept, each touched once (a strided 1x1 conv reads only the
-pixels that it needs). A max pool that follows is one more pass over memory, but where the gather kernel takes it in.
+bytes: output, residual, the weights that are kept and the input channels that these read, each touched once (a strided
+1x1 conv reads only the pixels that it needs). A max pool that follows is one more pass over memory, but where the
+gather kernel takes it in.
 latency: 1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch + max(FLOP / (0.8 peak), bytes
 / bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
 
@@ -31,7 +32,18 @@ from fxdbsr.kernels.triton_cost import fixed_clocks
 from fxdbsr.kernels.triton_device import H200, Device, device_of
 from fxdbsr.kernels.triton_forms import Form, forms, may_win, step_clocks, tiles_of, work
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_measured import BANDWIDTH, CUDNN, LAUNCH, UNMEASURED, clocks, cost_of, norm, work_clocks
+from fxdbsr.kernels.triton_measured import (
+    BANDWIDTH,
+    CUDNN,
+    LAUNCH,
+    MEMORY_ORDER,
+    UNMEASURED,
+    clocks,
+    cost_of,
+    epilogue_share,
+    norm,
+    work_clocks,
+)
 from fxdbsr.kernels.triton_plan import choose_tile
 from fxdbsr.kernels.triton_schedule import makespan
 
@@ -64,14 +76,15 @@ class Choice:
 
 def library_seconds(layer: Layer, device: Device = H200) -> dict[str, float]:
     """Seconds of every conv of cuDNN that can be called, with its epilogue, by its name."""
+    layer = layer.full()
     moves = 2 + layer.residual if layer.bias or layer.residual or layer.activation != "none" else 0
     epilogue = device.launch + moves * layer.output_bytes / device.bandwidth if moves else 0.0
     pool = _pool_seconds(layer, device)
-    found = {"cuDNN conv and epilogue kernel": _cudnn(layer, False, device) + epilogue + pool}
+    found = {"cuDNN conv and epilogue kernel": _cudnn(layer, device) + epilogue + pool}
     unfused = why_unfused(torch.device("cuda"), layer.dtype, 2, layer.grid.groups, layer.activation)
     if unfused is None and device.target.startswith("cuda"):
         name = "cudnn_convolution_add_relu" if layer.residual else "cudnn_convolution_relu"
-        found[name] = _cudnn(layer, layer.residual, device) + pool
+        found[name] = _cudnn(layer, device, fused=True) + pool
     return found
 
 
@@ -80,15 +93,17 @@ def _pool_seconds(layer: Layer, device: Device) -> float:
     return device.launch + layer.pool_bytes / device.bandwidth if layer.pool > 1 else 0.0
 
 
-def _cudnn(layer: Layer, residual: bool, device: Device) -> float:
-    reduction = prod(layer.grid.weight_shape[1:])
+def _cudnn(layer: Layer, device: Device, fused: bool = False) -> float:
+    """Seconds of a conv of cuDNN, with all of its epilogue or none."""
+    residual = fused and layer.residual
+    grid, moved = layer.grid, layer.bytes(residual) / device.bandwidth
+    reduction, products = prod(grid.weight_shape[1:]), layer.flop / device.peak(layer.precision)
     if device.target == "cuda:90":
-        moved = layer.bytes(1, residual) / device.bandwidth
-        products = layer.flop(1) / device.peak(layer.precision)
-        return CUDNN[layer.precision].seconds(products, moved, reduction, layer.grid.out_channels // layer.grid.groups)
+        pointwise = fused and prod(grid.kernel_size) == 1
+        outputs = grid.out_channels // grid.groups
+        return CUDNN[layer.precision].seconds(products, moved, reduction, outputs, pointwise, residual)
     latency = _latency(ceil(reduction * layer.dtype.itemsize / 128), device)
-    products = layer.flop(1) / (device.efficiency * device.peak(layer.precision))
-    return device.launch + max(products, layer.bytes(1, residual) / device.bandwidth, latency)
+    return device.launch + max(products / device.efficiency, moved, latency)
 
 
 def _latency(steps: int, device: Device) -> float:
@@ -105,7 +120,7 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
         tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
     slices = found.lanes // (tile.outputs * form.sums)
     inside = layer.pool if form.kernel == "gather" and splits == 1 else 1
-    memory = layer.bytes(layer.density, layer.residual, inside) / device.bandwidth
+    memory = layer.bytes(layer.residual, inside) / device.bandwidth
     again = _pool_seconds(layer, device) if inside == 1 else 0.0
     if splits > 1:  # partial sums out and in, and a second kernel
         again += device.launch + 8 * splits * layer.pixels * layer.grid.out_channels / device.bandwidth
@@ -113,9 +128,10 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
         programs = each * found.unions * splits
-        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, layer.residual)
+        epilogue = epilogue_share(layer.residual, layer.activation)
+        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, epilogue)
         ended = clocks(cost, tile, form.precision, total, ceil(found.longest / splits), device.processors)
-        return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, 6) + again
+        return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, MEMORY_ORDER) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
     costs = [fixed + ceil(length / splits) * step for length in found.lengths]
     busy = makespan(costs, slices * ceil(layer.pixels / tile.pixels) * splits, device.processors)
@@ -142,14 +158,14 @@ def _choose(layer: Layer, precision: str, device: Device) -> Choice:
     libraries = library_seconds(layer, device)
     library = min(libraries, key=libraries.__getitem__)
     dense = libraries[library]
-    floor = floor_seconds(layer, layer.density, form.precision, device)
+    floor = floor_seconds(layer, form.precision, device)
     return Choice(form, times[form], library, dense, own, dense / floor)
 
 
-def floor_seconds(layer: Layer, density: float, precision: str, device: Device = H200) -> float:
-    """Seconds of a kernel that meets the roofline, epilogue included, with that share of the weights."""
-    products = layer.flop(density) / device.peak(precision)
-    return device.launch + max(products, layer.bytes(density, layer.residual, layer.pool) / device.bandwidth)
+def floor_seconds(layer: Layer, precision: str, device: Device = H200) -> float:
+    """Seconds of a kernel that meets the roofline, epilogue included, for the layer's blocks."""
+    products = layer.flop / device.peak(precision)
+    return device.launch + max(products, layer.bytes(layer.residual, layer.pool) / device.bandwidth)
 
 
 def choose(layer: Layer, device: Device = H200) -> Choice:

@@ -50,7 +50,7 @@ def candidates(layer: Layer, device: torch.device, tiles_of: int = 1) -> dict[st
                     continue
                 # "b" marks what reads through L1 with narrow copies, "m" weights as the narrow first operand
                 shape = f"{tile.pixels}x{tile.outputs}" + "b" * (tile.copy < 16)
-                shape += "m" * (tile.weights_first and tile.outputs < 64)
+                shape += "m" * (tile.weights_first and tile.outputs < 64) + f" w{tile.warps} s{tile.stages}"
                 name = f"{form}, {shape}" + (f", {splits} splits" if splits > 1 else "")
                 listed[name] = {**form.arguments, "tile": index, "splits": splits, "pixels": layer.pixels}
     return listed
