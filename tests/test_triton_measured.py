@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from fxdbsr.kernels.triton_configs import HOPPER, Tile, tiles
-from fxdbsr.kernels.triton_measured import CUDNN, START, Library, clocks, cost_of, norm, work_clocks
+from fxdbsr.kernels.triton_measured import CUDNN, START, Library, clocks, cost_of, epilogue_share, norm, work_clocks
 
 LARGE = tiles("cuda:90", "16", 128, 64, 9)[0]
 LISTED = {
@@ -31,7 +31,10 @@ def test_every_tile_of_an_h100_was_measured_and_costs_more_with_more_to_do(preci
     times = [clocks(cost, tile, precision, each, 8, 132) for each in work]
     assert all(a < b for a, b in pairwise(times))
     assert work_clocks(cost, tile, precision, 100, 900) > work[0]
-    assert work_clocks(cost, tile, precision, 100, 800, residual=True) > work[0]
+    shares = [epilogue_share(*epilogue) for epilogue in ((False, "relu"), (False, "silu"), (True, "relu"), (True, "silu"))]
+    with_epilogues = [work_clocks(cost, tile, precision, 100, 800, share) for share in shares]
+    assert with_epilogues == sorted(with_epilogues)
+    assert with_epilogues[0] == work[0] < with_epilogues[1]
 
 
 def test_what_was_not_measured_has_no_cost() -> None:
@@ -74,15 +77,22 @@ def test_the_norm_is_close_to_the_larger_one(order: float) -> None:
     assert norm(1e200, 1e200, order) < 2e200
 
 
-def test_a_library_takes_its_launch_and_the_longer_of_computing_and_memory() -> None:
+def test_a_library_takes_the_longer_of_its_launch_and_products_and_of_memory() -> None:
     cudnn = CUDNN["16"]
     computing, memory = cudnn.seconds(100e-6, 0, 64, 512), cudnn.seconds(0, 100e-6, 64, 512)
-    assert computing == pytest.approx(6.8e-6 + 100e-6 / 0.83 + 44e-9, rel=1e-3)
-    assert memory == pytest.approx(6.8e-6 + 100e-6 / 0.84, rel=1e-3)
+    assert computing == pytest.approx(8.4e-6 + 100e-6 / 0.815 + 15e-9, rel=1e-3)
+    assert memory == pytest.approx(100e-6 / 0.6, rel=1e-3)
     assert max(computing, memory) < cudnn.seconds(100e-6, 100e-6, 64, 512) < computing + memory
 
 
+def test_a_fused_pointwise_conv_of_a_library_starts_sooner_and_a_residual_moves_slower() -> None:
+    cudnn = CUDNN["16"]
+    plain, pointwise = (cudnn.seconds(0, 0, 64, 512, pointwise) for pointwise in (False, True))
+    assert pointwise < plain == cudnn.seconds(0, 0, 64, 512, pointwise=True, residual=True)
+    assert cudnn.seconds(0, 1e-3, 64, 512, residual=True) > cudnn.seconds(0, 1e-3, 64, 512)
+
+
 def test_few_outputs_cost_a_library_a_whole_tile() -> None:
-    library = Library(0, 1)
+    library = Library(0, 1, 0, 1, 1, 0)
     assert library.seconds(1, 0, 0, 32) == pytest.approx(4 * library.seconds(1, 0, 0, 128))
     assert library.seconds(1, 0, 0, 512) == library.seconds(1, 0, 0, 128)
