@@ -33,7 +33,6 @@ from fxdbsr.kernels.triton_measured import (
     MEMORY_ORDER,
     Cost,
     clocks,
-    epilogue_share,
     norm,
     work_clocks,
 )
@@ -59,8 +58,8 @@ class Sample:
         """Microseconds by a cost."""
         each = self.work.lanes // self.tile.outputs * ceil(self.layer.pixels / self.tile.pixels)
         sizes = (each * self.work.unions, each * self.work.steps)
-        epilogue = epilogue_share(self.layer.residual, self.layer.activation)
-        total = work_clocks(cost, self.tile, self.precision, *sizes, epilogue)
+        epilogue = (self.layer.residual, self.layer.activation)
+        total = work_clocks(cost, self.tile, self.precision, *sizes, *epilogue)
         ended = clocks(cost, self.tile, self.precision, total, self.work.longest, H100.processors)
         memory = self.layer.bytes(self.layer.residual) / H100.bandwidth
         return 1e6 * (LAUNCH + norm(ended / H100.clock, memory / BANDWIDTH, MEMORY_ORDER))

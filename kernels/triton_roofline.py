@@ -40,7 +40,6 @@ from fxdbsr.kernels.triton_measured import (
     UNMEASURED,
     clocks,
     cost_of,
-    epilogue_share,
     norm,
     work_clocks,
 )
@@ -128,8 +127,8 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
         programs = each * found.unions * splits
-        epilogue = epilogue_share(layer.residual, layer.activation)
-        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, epilogue)
+        epilogue = (layer.residual, layer.activation)
+        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, *epilogue)
         ended = clocks(cost, tile, form.precision, total, ceil(found.longest / splits), device.processors)
         return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, MEMORY_ORDER) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
