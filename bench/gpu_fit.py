@@ -1,9 +1,10 @@
-"""Fit the costs of `kernels/triton_measured.py` to what was measured on an H100.
+"""Fit the costs of `kernels/triton_measured.py` to what was measured.
 
     python -m bench.gpu_fit [--fit]
 
-Prints how far the committed costs are off the times in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, tile by tile; with
---fit those that a least-squares fit of their logarithms gives today (it needs scipy).
+Prints how far the committed costs are off the times of an H100 in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, and of an
+H200 in `gpu.jsonl` (parts `layers` and `hand`), tile by tile; with --fit those that a least-squares fit of their
+logarithms gives today (it needs scipy): to the H200 where it has ENOUGH times of a tile, else to both.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, exp, log
+from math import ceil, exp, log, prod
 from statistics import fmean
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
-from bench.gpu_convs import convs_alone
+from bench.gpu_convs import Conv, convs, convs_alone
+from bench.gpu_hand import HAND, forms_of, layer_of
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from bench.tables_text import RESULTS
-from fxdbsr.kernels.triton_configs import Tile
-from fxdbsr.kernels.triton_device import H100
+from fxdbsr.kernels.triton_configs import Tile, tiles
+from fxdbsr.kernels.triton_device import H100, H200, Device
 from fxdbsr.kernels.triton_forms import Form, Work, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_measured import (
@@ -37,6 +40,7 @@ from fxdbsr.kernels.triton_measured import (
     work_clocks,
 )
 
+ENOUGH = 6
 Key = tuple[str, int, int, int, int]  # precision, pixels, outputs, warps, stages
 
 
@@ -49,6 +53,7 @@ class Sample:
     tile: Tile
     precision: str
     microseconds: float
+    device: Device
 
     @property
     def key(self) -> Key:
@@ -60,30 +65,65 @@ class Sample:
         sizes = (each * self.work.unions, each * self.work.steps)
         epilogue = (self.layer.residual, self.layer.activation)
         total = work_clocks(cost, self.tile, self.precision, *sizes, *epilogue)
-        ended = clocks(cost, self.tile, self.precision, total, self.work.longest, H100.processors)
-        memory = self.layer.bytes(self.layer.residual) / H100.bandwidth
-        return 1e6 * (LAUNCH + norm(ended / H100.clock, memory / BANDWIDTH, MEMORY_ORDER))
+        ended = clocks(cost, self.tile, self.precision, total, self.work.longest, self.device.processors)
+        memory = self.layer.bytes(self.layer.residual) / self.device.bandwidth
+        return 1e6 * (LAUNCH + norm(ended / self.device.clock, memory / BANDWIDTH, MEMORY_ORDER))
 
 
 def samples() -> list[Sample]:
-    """Every time of a tile that has a cost: of 16 bits with launches that overlap, of float32 from the second round."""
-    found = []
+    """Every time of a tile that has a cost."""
+    return [sample for sample in (*_of_an_h100(), *_of_an_h200()) if sample.key in COSTS]
+
+
+def _of_an_h100() -> Iterator[Sample]:
+    """16 bits with launches that overlap, float32 from the second round."""
     for record in _records():
         key = record["key"]
-        set_precision(key["dtype"])
-        conv = next(conv for conv in convs_alone(key["model"]) if conv.name == key["layer"])
-        layer = conv.layer(key["batch"], DTYPES[key["dtype"]], BLOCKS[key["block"]], 1 - key["sparsity"] / 100)
+        layer = _layer(key, convs_alone)
         for label, microseconds in record["us"].items():
-            parsed = _parsed(label, key)
+            parsed = _of_a_round(label, key)
             if microseconds is None or parsed is None:
                 continue
             form, tile = parsed
             done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
-            sample = Sample(layer, done, tile, form.precision, microseconds)
             narrower = tile.outputs < min(done.lanes, 32 if form.precision == "3xtf32" else done.lanes)
-            if sample.key in COSTS and tile.depth == done.depth and not narrower:
-                found.append(sample)
-    return found
+            if tile.depth == done.depth and not narrower:
+                yield Sample(layer, done, tile, form.precision, microseconds, H100)
+
+
+def _of_an_h200() -> Iterator[Sample]:
+    """The planner's tiles on whole layers, sparse and dense, and every tile on those worked by hand."""
+    rows = {row[0]: row for row in HAND}
+    for record in map(json.loads, (RESULTS / "gpu.jsonl").read_text().splitlines()):
+        key = record["key"]
+        if key["part"] == "layers" and "tile" in record:
+            layer = _layer(key, convs)
+            forms = (
+                (layer, "form", "tile", "us sparse"),
+                (layer.full(), "dense form", "dense tile", "us dense Triton"),
+            )
+            for of, form, tile, us in forms:
+                yield _sample(of, *_parsed(f"{record[form]}, {record[tile]}", key), record[us][1])
+        elif key["part"] == "hand" and min(rows[key["layer"]][6]) >= 16:  # 8x8: its steps are of several columns
+            set_precision(key["dtype"])
+            layer = layer_of(rows[key["layer"]])
+            for label, form in forms_of(layer, torch.device("cpu")).items():
+                if "tile" in form and form["splits"] == 1 and f"us {label}" in record:
+                    rows_of = Form("gather", form.get("rows_per_union", 1), layer.precision)
+                    done = work(layer.grid, layer.columns, rows_of, layer.dtype.itemsize)
+                    found = tiles("cuda:90", layer.precision, done.lanes, done.depth, prod(layer.grid.kernel_size))
+                    yield _sample(layer, rows_of, found[form["tile"]], record[f"us {label}"][1])
+
+
+def _layer(key: Mapping[str, Any], listed: Callable[[str], Mapping[Conv, int]]) -> Layer:
+    set_precision(key["dtype"])
+    conv = next(conv for conv in listed(key["model"]) if conv.name == key["layer"])
+    return conv.layer(key["batch"], DTYPES[key["dtype"]], BLOCKS[key["block"]], 1 - key["sparsity"] / 100)
+
+
+def _sample(layer: Layer, form: Form, tile: Tile, microseconds: float) -> Sample:
+    done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+    return Sample(layer, done, tile, form.precision, microseconds, H200)
 
 
 def _records() -> Iterator[dict[str, Any]]:
@@ -95,23 +135,27 @@ def _records() -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _parsed(label: str, key: Mapping[str, Any]) -> tuple[Form, Tile] | None:
+def _of_a_round(label: str, key: Mapping[str, Any]) -> tuple[Form, Tile] | None:
     """Form and tile of a label; None for cuDNN, splits, narrow copies and launches that do not overlap."""
     if key["part"] == "overlap":
         if not label.endswith(" O0"):
             return None
-        label, rows = label.removesuffix(" O0"), key["rows"]
-    else:
-        parts = label.split(", ")
-        rows = next((int(part.split()[0]) for part in parts if part.endswith("rows")), 1)
-    *words, shape = label.split(", ")
+        label = f"gather, {key['rows']} rows, {label.removesuffix(' O0')}"
+    shape = label.split(", ")[-1]
     if "x" not in shape or "/" in shape or " b" in shape:
         return None
+    return _parsed(label, key)
+
+
+def _parsed(label: str, key: Mapping[str, Any]) -> tuple[Form, Tile]:
+    """Form and tile of "gather, 2 rows, 64x64x64 w4 s2"."""
+    *words, shape = label.split(", ")
+    rows = next((int(word.split()[0]) for word in words if word.endswith("rows")), 1)
     dims, warps, stages, *first = shape.split()
     pixels, outputs, depth = map(int, dims.split("x"))
     precision = "3xtf32" if "3xTF32" in words else "16" if key["dtype"] == "fp16" else "ieee"
-    form = Form("gather", rows, precision)
-    return form, Tile(pixels, outputs, depth, int(warps[1:]), int(stages[1:]), first != ["p"])
+    tile = Tile(pixels, outputs, depth, int(warps[1:]), int(stages[1:]), first != ["p"])
+    return Form("gather", rows, precision), tile
 
 
 def errors(found: Sequence[Sample], costs: Mapping[Key, Cost] = COSTS) -> dict[Key, list[float]]:
@@ -139,18 +183,29 @@ def fitted(found: Sequence[Sample], start: Cost) -> Cost:
     return Cost(*(float(f"{exp(value):.3g}") for value in logs))
 
 
+def fitted_to(found: Sequence[Sample]) -> list[Sample]:
+    """The times of one tile that count in its fit."""
+    of_an_h200 = [sample for sample in found if sample.device is H200]
+    return of_an_h200 if len(of_an_h200) >= ENOUGH else list(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     found = samples()
     rows = []
-    for key, off in errors(found).items():
+    for key, start in COSTS.items():
         of = [sample for sample in found if sample.key == key]
-        cost = fitted(of, COSTS[key]) if options.fit else COSTS[key]
-        rows.append([*key, len(off), cost.fixed, cost.step, cost.latency, fmean(off), root_mean_square(off)])
-    heads = ["precision", "pixels", "outputs", "warps", "stages", "times", "fixed", "step", "latency"]
-    print(tabulate(rows, [*heads, "mean error", "rms error"], floatfmt=".3g"))
+        cost = fitted(fitted_to(of), start) if options.fit else start
+        row: list[Any] = [*key, cost.fixed, cost.step, cost.latency]
+        for device in (H100, H200):
+            off = errors([sample for sample in of if sample.device is device], {key: cost}).get(key, [])
+            row += [len(off), fmean(off), root_mean_square(off)] if off else [0, None, None]
+        rows.append(row)
+    heads = ["precision", "pixels", "outputs", "warps", "stages", "fixed", "step", "latency"]
+    of_each = [f"{gpu}: {said}" for gpu in ("H100", "H200") for said in ("times", "mean error", "rms error")]
+    print(tabulate(rows, [*heads, *of_each], floatfmt=".3g"))
     return 0
 
 

@@ -55,7 +55,15 @@ def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
         arms["compiled"] = torch.compile(problem.eager, dynamic=False, backend=backend, mode=mode)
     if part == "bsr":
         arms["bsr"] = bsr(problem)
-    return setting.times({name: problem.in_turn(arm) for name, arm in arms.items()}, "eager")
+    return _tiles(layer, setting) | setting.times({name: problem.in_turn(arm) for name, arm in arms.items()}, "eager")
+
+
+def _tiles(layer: Layer, setting: Setting) -> dict[str, str]:
+    """Tiles of the planner's choice and of dense Triton, without which their times say little."""
+    device, full = device_of(setting.device), layer.full()
+    form, dense = choose(layer, device).form, choose(full, device).form
+    tile, dense_tile = (gpu_tiles.name(gpu_tiles.planned(*of, device)[0]) for of in ((layer, form), (full, dense)))
+    return {"tile": tile, "dense form": str(dense), "dense tile": dense_tile}
 
 
 def _measure_forms(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:

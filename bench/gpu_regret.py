@@ -1,10 +1,11 @@
-"""What the planner's choices cost over the best ones that were measured, layer by layer (16 bits, batch 32, an H100).
+"""What the planner's choices cost over the best ones that were measured, layer by layer (16 bits, batch 32).
 
     python -m bench.gpu_regret
 
-From `gpu_rounds.jsonl` and `gpu_tiles.jsonl`: of every conv the time of the form and tile that the planner takes today,
-or of the faster of cuDNN's convs where it stays dense, beside the least of all. Tiles that were not measured in a form
-count as the best of that form that was.
+Of every conv the time of the form and tile that the planner takes today, or of cuDNN's conv where it stays dense,
+beside the least of all. On an H100 many forms and tiles were measured (`gpu_rounds.jsonl`, `gpu_tiles.jsonl`), on an
+H200 cuDNN's fused conv and the one that the planner took then (`gpu.jsonl`, part `layers`), and all that there is on
+the layers worked by hand (part `hand`). What was not measured counts as the best of its form that was.
 """
 
 from __future__ import annotations
@@ -12,36 +13,36 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from math import prod
 from typing import Any
 
 import torch
 from tabulate import tabulate
 
-from bench.gpu_convs import convs_alone
+from bench.gpu_convs import convs, convs_alone
+from bench.gpu_hand import DENSE, HAND, dtype_of, layer_of
 from bench.gpu_setting import BLOCKS, set_precision
-from bench.gpu_tiles import name
+from bench.gpu_tiles import name, planned
 from bench.tables_text import RESULTS
-from fxdbsr.kernels.triton_device import H100
-from fxdbsr.kernels.triton_forms import Form, work
+from fxdbsr.kernels.triton_device import H100, H200, Device
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_plan import choose_tile
 from fxdbsr.kernels.triton_roofline import choose, why_dense
 
 Case = tuple[str, str, str, int]  # model, layer, block, sparsity
+Times = dict[tuple[int, str], float]  # microseconds by rows of blocks and tile; rows 0: cuDNN
 LIBRARY = ("eager", "fused cuDNN")
+CUDNN = (0, "cuDNN")
 
 
-def times() -> dict[Case, dict[tuple[int, str], float]]:
-    """Microseconds of each conv by rows of blocks and tile; rows 0: cuDNN."""
-    found: dict[Case, dict[tuple[int, str], float]] = defaultdict(dict)
+def times_h100() -> dict[Case, Times]:
+    """Of each conv, in many forms and tiles."""
+    found: dict[Case, Times] = defaultdict(dict)
     for record in _lines("gpu_tiles.jsonl"):
         key, case = record["key"], _case(record["key"])
         if key["dtype"] != "fp16" or "us" not in record:
             continue
         library = min(record["us"][label] for label in LIBRARY)
         for sparsity in (50, 90):
-            found[(*case[:3], sparsity)][0, "cuDNN"] = library
+            found[(*case[:3], sparsity)][CUDNN] = library
         if key["model"] != "resnet50":  # of which gpu_rounds has newer times
             found[case] |= {_form(label): us for label, us in record["us"].items() if label not in LIBRARY}
     for record in _lines("gpu_rounds.jsonl"):
@@ -51,39 +52,60 @@ def times() -> dict[Case, dict[tuple[int, str], float]]:
     return {case: of for case, of in found.items() if len(of) > 1}
 
 
-def taken(case: Case, measured: dict[tuple[int, str], float]) -> float:
+def times_h200() -> dict[Case, Times]:
+    """Of each conv, in the form that the planner took then, and dense."""
+    measured = [r for r in _lines("gpu.jsonl") if r["key"]["part"] == "layers" and "tile" in r]
+    return {
+        _case(r["key"]): {CUDNN: r["us fused cuDNN"][1], _form(f"{r['form']}, {r['tile']}"): r["us sparse"][1]}
+        for r in measured
+    }
+
+
+def taken(layer: Layer, measured: Times, device: Device) -> float:
     """Microseconds of what the planner takes."""
-    model, layer_name, block, sparsity = case
-    conv = next(conv for conv in convs_alone(model) if conv.name == layer_name)
-    layer = conv.layer(32, torch.float16, BLOCKS[block], 1 - sparsity / 100)
-    if why_dense(layer, H100) is not None:
-        return measured[0, "cuDNN"]
-    form = choose(layer, H100).form
-    tile = _tile(layer, form)
-    of_form = {label: us for (rows, label), us in measured.items() if rows == form.rows}
+    if why_dense(layer, device) is not None:
+        return measured[CUDNN]
+    form = choose(layer, device).form
+    tile = name(planned(layer, form, device)[0])
+    ours = {key: us for key, us in measured.items() if key != CUDNN}
+    of_form = {label: us for (rows, label), us in ours.items() if rows == form.rows} or {"": min(ours.values())}
     return of_form.get(tile, min(of_form.values()))
 
 
 def regrets() -> list[dict[str, Any]]:
     """Sums over the convs of each network, in microseconds."""
     set_precision("fp16")
-    sums: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for case, measured in times().items():
-        count = next(count for conv, count in convs_alone(case[0]).items() if conv.name == case[1])
-        of = sums[case[0], case[2], case[3]]
-        for i, us in enumerate((taken(case, measured), min(measured.values()), measured[0, "cuDNN"])):
-            of[i] += count * us
-    return [
-        {"model": m, "block": b, "sparsity": s, "taken us": a, "best us": c, "cuDNN us": d, "taken over best": a / c}
-        for (m, b, s), (a, c, d) in sums.items()
-    ]
+    sums: dict[tuple[str, str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for gpu, device, listed, times in (("H100", H100, convs_alone, times_h100()), ("H200", H200, convs, times_h200())):
+        for (model, layer_name, block, sparsity), measured in times.items():
+            conv, count = next((conv, n) for conv, n in listed(model).items() if conv.name == layer_name)
+            layer = conv.layer(32, torch.float16, BLOCKS[block], 1 - sparsity / 100)
+            of = sums[gpu, model, block, sparsity]
+            for i, us in enumerate((taken(layer, measured, device), min(measured.values()), measured[CUDNN])):
+                of[i] += count * us
+    heads = ("gpu", "model", "block", "sparsity", "taken us", "best us", "cuDNN us", "taken over best")
+    return [dict(zip(heads, (*case, *of, of[0] / of[1]), strict=True)) for case, of in sums.items()]
 
 
-def _tile(layer: Layer, form: Form) -> str:
-    found = work(layer.grid, layer.columns, form, 2)
-    sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, prod(layer.grid.kernel_size))
-    tile, _ = choose_tile(*sizes, "16", H100.processors, H100.target)
-    return name(tile)
+def by_hand() -> list[dict[str, Any]]:
+    """Of each layer worked by hand what the planner takes today and the best of all that was measured, on an H200."""
+    found = []
+    measured = {r["key"]["layer"]: r for r in _lines("gpu.jsonl") if r["key"]["part"] == "hand"}
+    for row in HAND:
+        set_precision(dtype_of(row))
+        layer, record = layer_of(row), measured[row[0]]
+        times = {key.removeprefix("us "): value[1] for key, value in record.items() if key.startswith("us ") and value}
+        label = DENSE
+        if why_dense(layer) is None:
+            form = choose(layer).form
+            tile, splits = planned(layer, form, H200)
+            label = f"{form}, {tile.pixels}x{tile.outputs} w{tile.warps} s{tile.stages}"
+            label += f", {splits} splits" if splits > 1 else ""
+        best = min(times, key=times.__getitem__)
+        found.append(
+            {"layer": row[0], "taken": label, "us": times[label], "best": best, "over best": times[label] / times[best]}
+        )
+    return found
 
 
 def _form(label: str) -> tuple[int, str]:
@@ -102,3 +124,4 @@ def _lines(name: str) -> Iterator[dict[str, Any]]:
 
 if __name__ == "__main__":
     print(tabulate(regrets(), headers="keys", floatfmt=".3f"))
+    print(tabulate(by_hand(), headers="keys", floatfmt=".3f"))

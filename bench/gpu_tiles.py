@@ -20,10 +20,11 @@ from bench.gpu_setting import Setting
 from fxdbsr.kernels.geometry import empty_output, output_size
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile, tiles
-from fxdbsr.kernels.triton_forms import Form
+from fxdbsr.kernels.triton_device import Device
+from fxdbsr.kernels.triton_forms import Form, work
 from fxdbsr.kernels.triton_layer import Layer
 from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
-from fxdbsr.kernels.triton_plan import Choice
+from fxdbsr.kernels.triton_plan import Choice, choose_tile
 from fxdbsr.kernels.triton_roofline import sparse_forms
 
 SHARED = 227 * 1024  # bytes of shared memory that a program may take on sm_90
@@ -69,6 +70,13 @@ def name(tile: Tile) -> str:
     """Such as "128x64x64 w4 s3"."""
     marks = " b" * (tile.copy < 16) + " p" * (not tile.weights_first)
     return f"{tile.pixels}x{tile.outputs}x{tile.depth} w{tile.warps} s{tile.stages}{marks}"
+
+
+def planned(layer: Layer, form: Form, device: Device) -> tuple[Tile, int]:
+    """The tile and the parts of the reduction that the planner takes for a form."""
+    done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+    sizes = (layer.pixels, done.unions, done.steps, done.lanes, done.depth, prod(layer.grid.kernel_size))
+    return choose_tile(*sizes, form.precision, device.processors, device.target)
 
 
 class Tables:
