@@ -12,17 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, log, prod
 from statistics import fmean
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from bench.gpu_convs import Conv, convs, convs_alone
-from bench.gpu_hand import HAND, forms_of, layer_of
+from bench.gpu_hand import HAND, layer_of
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from bench.tables_text import RESULTS
 from fxdbsr.kernels.triton_configs import Tile, tiles
@@ -41,6 +41,7 @@ from fxdbsr.kernels.triton_measured import (
 )
 
 ENOUGH = 6
+LABEL = re.compile(r"us gather(?:, (\d) rows)?, (\d+)x(\d+) w(\d+) s(\d+)")
 Key = tuple[str, int, int, int, int]  # precision, pixels, outputs, warps, stages
 
 
@@ -98,21 +99,21 @@ def _of_an_h200() -> Iterator[Sample]:
         key = record["key"]
         if key["part"] == "layers" and "tile" in record:
             layer = _layer(key, convs)
-            forms = (
-                (layer, "form", "tile", "us sparse"),
-                (layer.full(), "dense form", "dense tile", "us dense Triton"),
-            )
-            for of, form, tile, us in forms:
-                yield _sample(of, *_parsed(f"{record[form]}, {record[tile]}", key), record[us][1])
+            yield _sample(layer, *_parsed(f"{record['form']}, {record['tile']}", key), record["us sparse"][1])
+            form, tile = _parsed(f"{record['dense form']}, {record['dense tile']}", key)
+            yield _sample(layer.full(), form, tile, record["us dense Triton"][1])
         elif key["part"] == "hand" and min(rows[key["layer"]][6]) >= 16:  # 8x8: its steps are of several columns
             set_precision(key["dtype"])
             layer = layer_of(rows[key["layer"]])
-            for label, form in forms_of(layer, torch.device("cpu")).items():
-                if "tile" in form and form["splits"] == 1 and f"us {label}" in record:
-                    rows_of = Form("gather", form.get("rows_per_union", 1), layer.precision)
-                    done = work(layer.grid, layer.columns, rows_of, layer.dtype.itemsize)
-                    found = tiles("cuda:90", layer.precision, done.lanes, done.depth, prod(layer.grid.kernel_size))
-                    yield _sample(layer, rows_of, found[form["tile"]], record[f"us {label}"][1])
+            for label in record:
+                parsed = LABEL.fullmatch(label)
+                if parsed is not None:
+                    form = Form("gather", int(parsed[1] or 1), layer.precision)
+                    done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+                    listed = tiles("cuda:90", form.precision, done.lanes, done.depth, prod(layer.grid.kernel_size))
+                    shape = tuple(map(int, parsed.groups()[1:]))
+                    tile = next(t for t in listed if (t.pixels, t.outputs, t.warps, t.stages) == shape)
+                    yield _sample(layer, form, tile, record[label][1])
 
 
 def _layer(key: Mapping[str, Any], listed: Callable[[str], Mapping[Conv, int]]) -> Layer:

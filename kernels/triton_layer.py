@@ -106,9 +106,9 @@ class Layer:
     def read_share(self) -> float:
         """Share of the input channels that a kept block reads."""
         rows, columns = self.grid.shape
-        of_a_group = rows // self.grid.groups
-        groups = [self.columns[row : row + of_a_group] for row in range(0, rows, of_a_group)]
-        return sum(reduce(or_, masks).bit_count() for masks in groups) / (len(groups) * columns)
+        sharing = max(1, rows // self.grid.groups)  # rows of one group; a row may hold several
+        of_groups = [self.columns[row : row + sharing] for row in range(0, rows, sharing)]
+        return sum(reduce(or_, masks).bit_count() for masks in of_groups) / (len(of_groups) * columns)
 
     def bytes(self, residual: bool, pool: int = 1) -> float:
         """Bytes of device memory that its blocks touch, with a pool of that side in the kernel."""

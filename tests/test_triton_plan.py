@@ -78,6 +78,19 @@ def test_layers_worked_by_hand_go_where_they_must(row: tuple[Any, ...]) -> None:
     assert (reason is None) == (row[-1] == "sparse"), reason
 
 
+def test_channels_that_no_block_reads_are_not_read() -> None:
+    case = layer(128, 128, 1, 28, (32, 32), 1)
+    assert case.read_share == case.full().read_share == 1
+    half = replace(case, columns=(0b0001, 0b0100, 0b0001, 0b0000))
+    assert half.read_share == 0.5
+    image, weights = 32 * 28 * 28 * 128 * 2, 128 * 128 * 2
+    assert half.bytes(residual=False) == image / 2 + weights * 3 / 16 + image
+    grouped = replace(layer(128, 128, 3, 28, (32, 32), 1, groups=2), columns=(0b01, 0b01, 0b10, 0b01))
+    assert grouped.read_share == 0.75
+    narrow = layer(128, 128, 3, 28, (32, 32), 1, groups=32)  # eight groups in a row of blocks
+    assert replace(narrow, columns=(1, 0, 1, 1)).read_share == 0.75
+
+
 def test_the_reason_names_both_times() -> None:
     case = layer(64, 256, 1, 56, (32, 32), 0.75)
     choice, reason = choose(case), str(why_dense(case))
