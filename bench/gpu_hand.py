@@ -25,46 +25,56 @@ SECONDS = 0.6
 DENSE = "fused cuDNN"  # what a dense layer of a converted model runs
 
 # Batch 32, with a bias, on the data sheet of an H200: 990 / 495 / 67 TFLOP/s (16-bit, tf32, float32), 4.8 TB/s, 132
-# multiprocessors at 1.83 GHz. Dense: what was measured of cuDNN, 6.8 us + FLOP / (0.83 peak) + 44 ns for each 64
-# products of a sum; in float32 71 us and 0.555 of the peak. Sparse: 1 us + programs * (fixed + steps * step) / 132
-# multiprocessors, in clocks that were measured: 3690 + 1004 a step of 64 products for 128 pixels by 128 outputs, 1850 +
-# 537 for 64x128, 1690 + 878 for 128x64, 835 + 425 for 64x64, 872 + 746 for 128x32; in float32 1070 + 1700 a step of 32
-# products for 128x32, which is 0.6 of the peak.
+# multiprocessors at 1.83 GHz. Dense, what was measured of cuDNN: the longer of 8.4 us (4 in a 1x1 conv that adds
+# nothing) + FLOP / (0.815 peak) + 15 ns for each 64 products of a sum, and of bytes at 0.6 of the bandwidth (0.55 with
+# a residual); in float32 71 us and 0.555 of the peak. Sparse: 1.2 us + programs * (fixed + steps * step) / 132
+# multiprocessors, in clocks that were measured: 3560 + 945 a step of 64 products for 128 pixels by 128 outputs, 2070 +
+# 581 (three stages) or 1290 + 622 (two) for 64x128, 1750 + 649 for 128x64, 760 + 347 (two) or 1360 + 407 (four) for
+# 64x64, 887 + 565 for 128x32; in float32 911 + 1800 a step of 32 products for 128x32.
 HAND = [
-    # 7.4 GFLOP, 110 us at the peak: dense 181 us even there; half of the products at half of the peak 110 us
+    # 7.4 GFLOP, 110 us at the peak: dense 71 + 110 / 0.555 = 270 us, as an H100 has it; half of the products are 784
+    # programs of 128x32 and 18 of 36 steps: 197,800 clocks, 108 us
     ("float32 3x3", 128, 128, 3, 28, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 3.3 GFLOP, 49 us at the peak: dense 120 us even there; half of the products at half of the peak 49 us
+    # 3.3 GFLOP, 49 us at the peak: dense 71 + 49 / 0.555 = 160 us, as an H100 has it; 392 programs of 128x32 and 16 of
+    # 32 steps: 88,200 clocks, 48 us, and as long for the longest one after another
     ("float32 1x1", 1024, 256, 1, 14, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 29.6 GFLOP: dense 71 + 442 / 0.555 = 867 us; half of the products at half of the peak 442 us
+    # 29.6 GFLOP: dense 71 + 442 / 0.555 = 867 us, as an H100 has it; 784 programs of 128x32 and 72 of 144 steps:
+    # 775,000 clocks, 424 us
     ("wide float32 3x3", 512, 512, 3, 14, "ieee", (32, 32), 0.5, "relu", "sparse"),
-    # 118.4 GFLOP: dense 6.8 + 144 + 3 = 154 us; 784 programs of 128x128 and 22 of 72 steps: 154,000 clocks, 84 us
+    # 118.4 GFLOP: dense 8.4 + 147 + 1 = 156 us; 784 programs of 128x128 and 22 of 72 steps: 143,000 clocks, 78 us
     ("tall blocks", 512, 512, 3, 28, "fp16", (128, 32), 0.3, "relu", "sparse"),
-    # dense 154 us; 1,568 programs of 128x64 and 22 steps: 250,000 clocks, 136 us
+    # dense 156 us; 1,568 programs of 128x64 and 22 steps: 189,000 clocks, 104 us
     ("blocks of a tile's height", 512, 512, 3, 28, "fp16", (64, 16), 0.3, "relu", "sparse"),
-    # 118.4 GFLOP: dense 153 us; two rows need 19 % of the columns: 3,136 programs of 128x64 and 7 of 36 steps: 102 us
+    # 118.4 GFLOP: dense 156 us; 6,272 programs of 128x32 and 3.5 of 36 steps: 136,000 clocks, 74 us
     ("square blocks, few kept", 256, 256, 3, 56, "fp16", (32, 32), 0.1, "relu", "sparse"),
-    # 29.6 GFLOP: dense 72 + 6.8 us; 196 programs of 128x128 and 15 of 144 steps of 32 products: 28,000 clocks, 15 us
+    # 29.6 GFLOP: dense 8.4 + 73 us; 196 programs of 128x128 and 13.5 of 144 steps of 32 products: 24,200 clocks, 13
+    # us, and 15 us for the longest one after another
     ("tf32", 512, 512, 3, 14, "tf32", (128, 32), 0.1, "relu", "sparse"),
-    # the conv 6.8 + 4 us, then a kernel more and 25.7 MB; 392 programs of 128x128 and, unpruned, 4 steps: 12.5 us
+    # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 784 programs of 64x128, 0.09 clocks for each
+    # exponential, and 3.1 of 4 steps: 23,700 clocks, 13 us
     ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
-    # 32 MB take either side 6.7 us, to which cuDNN adds 6.8; 196 programs of 128x128 and 8 steps: 17,400 clocks, 9.5 us
+    # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,700
+    # clocks, 6.4 us
     ("cuDNN takes long to start", 512, 128, 1, 28, "fp16", (32, 32), 0.25, "relu", "sparse"),
-    # 64 MB: dense 6.8 + 16 = 23 us; 1,568 programs of 128x128 and one step: 55,800 clocks, 30 us
+    # 64 MB at 0.6 of the bandwidth: dense 22 us; 3,136 programs of 64x128 and one step: 45,400 clocks, 25 us
     ("memory bound", 64, 256, 1, 56, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 29 MB: dense 6.8 + 7.3 = 14.1 us; 392 programs of 6790, for the residual, and 4 steps: 32,100 clocks, 17.5 us
+    # 29 MB at 0.55 of the bandwidth 11 us, start and products 12.5 us: dense 14.5 us; 784 programs of 64x128, two
+    # thirds more for the residual, and 3.1 of 4 steps: 24,100 clocks, 13 us, memory besides: 15.4 us
     ("memory bound with a residual", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "residual relu", "dense"),
-    # 7.4 GFLOP: dense 6.8 + 9 + 0.8 = 16.6 us; four rows need 17 of 18 steps, 784 programs of 128x32: 44 us
+    # 7.4 GFLOP: dense 8.4 + 9 + 0.3 = 18 us; four rows need 15 of 18 steps, 784 programs of 128x32: 56,400 clocks, 31
+    # us
     ("small blocks", 128, 128, 3, 28, "fp16", (8, 8), 0.5, "relu", "dense"),
-    # 7.4 GFLOP: dense 17.4 us; four rows need 34 of 36 steps: 392 programs of 64x64: 45,400 clocks, 25 us
+    # 7.4 GFLOP: dense 18 us; four rows need 30 of 36 steps: 392 programs of 64x64: 40,300 clocks, 22 us
     ("blocks of 16", 256, 256, 3, 14, "fp16", (16, 16), 0.5, "relu", "dense"),
-    # dense 17.4 us; four rows need all columns: 196 programs of 64x128 and 36 steps, 31,500 clocks, and as long for the
-    # steps one after another, 31,000: 20 us
+    # dense 18 us; four rows need all columns: 196 programs of 64x128 and 36 steps, 34,100 clocks, 19 us, and 16 us for
+    # the steps one after another
     ("a quarter pruned, 14x14", 256, 256, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 29.6 GFLOP: dense 44 us; 392 programs of 128x128 and 36 steps: 118,000 clocks, 65 us
+    # 29.6 GFLOP: dense 46 us; 392 programs of 128x128 and 36 steps: 111,600 clocks, 61 us
     ("a tenth pruned, 28x28", 256, 256, 3, 28, "fp16", (32, 32), 0.9, "relu", "dense"),
-    # 29.6 GFLOP: dense 46 us; 196 programs of 128x128 and 72 steps: 113,000 clocks, 62 us
+    # 29.6 GFLOP: dense 46 us; 196 programs of 128x128 and 68 of 72 steps: 100,700 clocks, 55 us
     ("a quarter pruned, wide", 512, 512, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 3.3 GFLOP: dense 6.8 + 4 + 1.4 = 12.2 us; two rows need 30 of 32 steps, one after another 29,900 clocks: 16 us
+    # 3.3 GFLOP: dense 4 + 4.1 + 0.5 = 8.6 us; two rows need 29 of 32 steps: 200 programs of 64x64, 20,000 clocks, 11
+    # us, and as long for the steps one after another
     ("a quarter pruned, 7x7", 2048, 512, 1, 7, "fp16", (32, 32), 0.75, "relu", "dense"),
 ]
 

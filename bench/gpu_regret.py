@@ -1,6 +1,6 @@
 """What the planner's choices cost over the best ones that were measured, layer by layer (16 bits, batch 32).
 
-    python -m bench.gpu_regret
+    python -m bench.gpu_regret [--json PATH]
 
 Of every conv the time of the form and tile that the planner takes today, or of cuDNN's conv where it stays dense,
 beside the least of all. On an H100 many forms and tiles were measured (`gpu_rounds.jsonl`, `gpu_tiles.jsonl`), on an
@@ -10,9 +10,11 @@ the layers worked by hand (part `hand`). What was not measured counts as the bes
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,18 +75,24 @@ def taken(layer: Layer, measured: Times, device: Device) -> float:
 
 
 def regrets() -> list[dict[str, Any]]:
-    """Sums over the convs of each network, in microseconds."""
+    """Sums over the convs of each network, in microseconds, and where a sparse kernel is slower than cuDNN."""
     set_precision("fp16")
-    sums: dict[tuple[str, str, str, int], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     for gpu, device, listed, times in (("H100", H100, convs_alone, times_h100()), ("H200", H200, convs, times_h200())):
         for (model, layer_name, block, sparsity), measured in times.items():
             conv, count = next((conv, n) for conv, n in listed(model).items() if conv.name == layer_name)
             layer = conv.layer(32, torch.float16, BLOCKS[block], 1 - sparsity / 100)
-            of = sums[gpu, model, block, sparsity]
-            for i, us in enumerate((taken(layer, measured, device), min(measured.values()), measured[CUDNN])):
-                of[i] += count * us
-    heads = ("gpu", "model", "block", "sparsity", "taken us", "best us", "cuDNN us", "taken over best")
-    return [dict(zip(heads, (*case, *of, of[0] / of[1]), strict=True)) for case, of in sums.items()]
+            us, case = taken(layer, measured, device), (gpu, model, block, sparsity)
+            of = found.setdefault(case, {"taken us": 0.0, "best us": 0.0, "cuDNN us": 0.0, "slower": 0, "worst": 1.0})
+            for which, one in (("taken us", us), ("best us", min(measured.values())), ("cuDNN us", measured[CUDNN])):
+                of[which] += count * one
+            of["slower"] += count * (us > measured[CUDNN])
+            of["worst"] = max(of["worst"], us / measured[CUDNN])
+    heads = ("gpu", "model", "block", "sparsity")
+    return [
+        {**dict(zip(heads, case, strict=True)), **of, "taken over best": of["taken us"] / of["best us"]}
+        for case, of in found.items()
+    ]
 
 
 def by_hand() -> list[dict[str, Any]]:
@@ -122,6 +130,24 @@ def _lines(name: str) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, (RESULTS / name).read_text().splitlines())
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="PATH")
+    options = parser.parse_args()
+    found = {"networks": regrets(), "by hand": by_hand()}
+    for rows in found.values():
+        print(tabulate(rows, headers="keys", floatfmt=".3f"))
+    if options.json:
+        options.json.write_text(json.dumps(rounded(found), indent=1) + "\n")
+
+
+def rounded(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows with four digits behind the point."""
+    return {
+        name: [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        for name, rows in found.items()
+    }
+
+
 if __name__ == "__main__":
-    print(tabulate(regrets(), headers="keys", floatfmt=".3f"))
-    print(tabulate(by_hand(), headers="keys", floatfmt=".3f"))
+    main()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.tables_cpu import cpu, cpu_layers, headline
-from bench.tables_gpu import gpu, gpu_h100, gpu_headline, gpu_training
+from bench.tables_gpu import gpu, gpu_h100, gpu_headline, gpu_layers, gpu_training
 from bench.tables_text import RESULTS, cost, lines, pipe, source
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu_headline": gpu_headline,
     "gpu_h100": gpu_h100,
+    "gpu_layers": gpu_layers,
     "gpu_training": gpu_training,
     "arithmetic": arithmetic,
     "training": training,

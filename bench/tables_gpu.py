@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.tables_text import RESULTS, cut, pipe
 
-PATH, H100 = RESULTS / "gpu.jsonl", RESULTS / "gpu_h100.jsonl"
+PATH, H100, REGRET = (RESULTS / name for name in ("gpu.jsonl", "gpu_h100.jsonl", "gpu_regret.json"))
 ARMS = {
     "sparse": "converted",
     "3xTF32": "converted, 3xTF32",
     "dense": "converted, dense",
     "default mode": "torch.compile, default mode",
+    "folded": "torch.compile, norms folded",
     "eager": "eager",
 }
 OURS = ("sparse", "3xTF32")
@@ -52,7 +54,25 @@ def gpu_training() -> str:
         for r in records
     ]
     heads = ["model", "dtype", "batch", "compiled", "dense, ms", "prepared, ms", "prepared over dense"]
-    return f"{pipe(rows, heads, 4)}\n\n{_source(PATH, records[0])}"
+    return f"{pipe(rows, heads, 4)}\n\n{_source(PATH, records)}"
+
+
+def gpu_layers() -> str:
+    """The convs of networks one by one: what the planner takes, the best, and cuDNN."""
+    rows = [
+        [
+            row["gpu"],
+            row["model"],
+            row["block"],
+            f"{row['sparsity']} %",
+            *(f"{row[name]:.0f}" for name in ("cuDNN us", "taken us", "best us")),
+            f"{cut(row['cuDNN us'] / row['taken us'])}x",
+            f"{row['slower']}" + (f" (at most {100 * (row['worst'] - 1):.0f} %)" if row["slower"] else ""),
+        ]
+        for row in json.loads(REGRET.read_text())["networks"]
+    ]
+    heads = ["GPU", "model", "block", "zero", "cuDNN, us", "taken, us", "best, us", "over cuDNN", "slower"]
+    return f"{pipe(rows, heads, 4)}\n\nFrom `bench/results/{REGRET.name}`."
 
 
 def _table(path: Path, arms: tuple[str, ...], batch: int | None = None) -> str:
@@ -72,7 +92,7 @@ def _table(path: Path, arms: tuple[str, ...], batch: int | None = None) -> str:
     heads = ["model", "dtype", "batch", "block", "masks", "arm", "over torch.compile"]
     rows = [[*line, *(cells.get(zero, "") for zero in zeros)] for line, cells in found.items()]
     table = pipe(rows, [*heads, *(f"{zero} % zero" for zero in zeros)], 7)
-    return f"{table}\n\n{_source(path, records[0])}"
+    return f"{table}\n\n{_source(path, records)}"
 
 
 def _left(record: dict[str, Any]) -> str:
@@ -89,6 +109,7 @@ def _is_network(record: dict[str, Any]) -> bool:
     return record["key"]["part"] == "models" and bool(record["measured"])
 
 
-def _source(path: Path, record: dict[str, Any]) -> str:
-    versions = f"torch {record['torch']}, Triton {record['triton']}, cuDNN {record['cudnn']}"
-    return f"{record['device']}, {versions}, commit {record['commit']}: `bench/results/{path.name}`."
+def _source(path: Path, records: Sequence[dict[str, Any]]) -> str:
+    first, commits = records[0], ", ".join(dict.fromkeys(record["commit"] for record in records))
+    versions = f"torch {first['torch']}, Triton {first['triton']}, cuDNN {first['cudnn']}"
+    return f"{first['device']}, {versions}, commits {commits}: `bench/results/{path.name}`."
