@@ -8,7 +8,7 @@ from bench.accuracy_figure import LABELS
 from bench.accuracy_plans_default import WHEN
 from bench.accuracy_records import Record
 from bench.accuracy_table import Difference, Group, difference, groups
-from bench.accuracy_words import OURS, pipe, records, shown
+from bench.accuracy_words import OURS, mean_of, pipe, records, shown
 
 EARLY = "lead early=True"
 SLOWER = "lead scale_lr=0.3"
@@ -85,6 +85,27 @@ def rate() -> str:
                 gaps = [_gap(mine, _at(among, arm, sparsity, 0.3)) for arm in (OURS, "gradual")]
                 table.append([what, f"{sparsity:.0%}", *map(_counted, gaps)])
     return pipe(table, ["at 0.3 of the rate, on", "MACs zero", "less the default", "less gradual pruning"])
+
+
+def rates() -> str:
+    """In the deeper net, at the tuned learning rate and at half of it: ours less gradual pruning and dense nets."""
+    among = [r for data in ("rates", "deep", "tuning") for r in records(data) if _at_a_rate(r)]
+    table = []
+    for draw, images in ((1, "for tuning"), (0, "reported")):
+        for lr in (0.4, 0.2):
+            here = groups(r for r in among if (r["draw"], r["lr"]) == (draw, lr))
+            dense = next(group for group in here if group.name == "dense")
+            for sparsity in _sparsities(here):
+                ours, theirs = (_at(here, name, sparsity, 0.3) for name in (OURS, "gradual"))
+                gaps = [_gap(ours, theirs), _gap(ours, dense)]
+                table.append([images, f"{lr:g}", f"{sparsity:.0%}", mean_of(ours), *map(_counted, gaps)])
+    return pipe(table, ["images", "learning rate", "MACs zero", "ours", "ours less gradual", "ours less dense"])
+
+
+def _at_a_rate(record: Record) -> bool:
+    """True of the arms of `rates`; on the images for tuning at 70 % alone."""
+    known = record["depth"] == 2 and record["weight_decay"] == 2e-3 and record["arm"] in (OURS, "gradual", "dense")
+    return known and (record["draw"] == 0 or record["sparsity"] in (None, 0.7))
 
 
 def _by_set(found: Iterable[Record]) -> dict[str, list[Group]]:

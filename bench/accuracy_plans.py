@@ -169,6 +169,30 @@ def deep_seeds() -> Iterator[Setting]:
         yield Setting("once", seed, 0.7, **TUNED_DEEP["once"])
 
 
+def deep_low() -> Iterator[Setting]:
+    """The lowest sparsity in the deeper net: the default and global gradual pruning."""
+    for seed in SEEDS:
+        yield from (Setting(arm, seed, 0.3, **TUNED_DEEP[arm]) for arm in PAIR)
+
+
+def deep_rates() -> Iterator[Setting]:
+    """The best three rates of the deeper net in five tuning seeds more; half the tuned rate on the reported images."""
+    for seed in range(TUNING_SEEDS[1] + 1, TUNING_SEEDS[1] + 6):
+        for lr, decay in ((0.4, 2e-3), (0.2, 2e-3), (0.8, 1e-3)):
+            for arm in PAIR:
+                yield tuning(arm, 0.7, seed, lr=lr, weight_decay=decay, **DEEP, **LATER)
+            yield tuning("dense", None, seed, lr=lr, weight_decay=decay, **DEEP)
+        for decay in (2e-3, 1e-3):
+            yield tuning("once", 0.7, seed, **TUNED_DEEP["once"] | {"weight_decay": decay})
+    slow = {"lr": 0.2}
+    for seed in range(len(SEEDS) + 4):
+        yield from (Setting(arm, seed, 0.7, **TUNED_DEEP[arm] | slow) for arm in PAIR)
+        yield Setting("dense", seed, **TUNED_DEEP["dense"] | slow)
+    for seed in SEEDS:
+        for sparsity in (0.5, 0.9, 0.3):
+            yield from (Setting(arm, seed, sparsity, **TUNED_DEEP[arm] | slow) for arm in PAIR)
+
+
 def ranking() -> Iterator[Setting]:
     """By which scales blocks are ranked: ten narrow nets, then ten with blocks of 16x16."""
     for shared in (NARROW_TRIAL, {"block": (16, 16)}):
@@ -225,7 +249,7 @@ def screen() -> Iterator[Setting]:
 
 ALL = (
     tune, when, rate, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
-    clamp_digits, narrow, narrow_seeds, tune_deep, deep, deep_seeds, draws, screen, ranking, ten_seeds, fine_tune,
-    steps, still, confirm,
+    clamp_digits, narrow, narrow_seeds, tune_deep, deep, deep_seeds, deep_low, deep_rates, draws, screen,
+    ranking, ten_seeds, fine_tune, steps, still, confirm,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

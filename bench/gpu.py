@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu_compiled import give_inductor_tritons_assembler
 from bench.gpu_setting import BLOCKS, DTYPES, Case, Records, Setting
 
 OF_LAYERS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    if not options.offline:
+        give_inductor_tritons_assembler()
     torch.backends.cudnn.benchmark = True  # from the start: what cuDNN has chosen for a shape, it keeps
     started = time.monotonic()
     within = options.seconds + 30 if options.within is None else options.within

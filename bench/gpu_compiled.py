@@ -7,10 +7,13 @@ and by the default mode where nothing better can be had; a record says how.
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,18 @@ DEFAULT_SECONDS = 75  # that torch.compile's default mode may take
 FOLDED_SECONDS = 150  # that must be left to compile a second network
 BOTH_SECONDS = 90  # that must be left for the default mode beside max-autotune
 AGAIN_SECONDS = 3
+
+
+def give_inductor_tritons_assembler() -> None:
+    """Have torch.compile's workers find in Triton's cache what the main process compiles, and the other way round.
+
+    They would take torch's own ptxas, whose version is a part of the cache's keys, and max-autotune compile all twice.
+    """
+    found = find_spec("triton")
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+        if path.exists():
+            os.environ.setdefault("TRITON_PTXAS_PATH", str(path))
 
 
 @lru_cache(1)

@@ -154,6 +154,7 @@ def run_fake(monkeypatch: pytest.MonkeyPatch, path: Path, fake: Fake, lost: bool
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(gpu, "import_module", lambda name: fake)
+    monkeypatch.setattr(gpu, "give_inductor_tritons_assembler", lambda: None)
     return gpu.main(["--part", "ceilings", "--out", str(path)])
 
 
@@ -406,6 +407,18 @@ def test_every_conv_is_compiled_however_many_there_are(monkeypatch: pytest.Monke
             assert "us compiled" in gpu_layers.measure("compile", layer, Setting(rehearse=True, repeats=1))
 
 
+def test_inductor_is_given_tritons_assembler_unless_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "mine")
+    gpu_compiled.give_inductor_tritons_assembler()
+    assert os.environ["TRITON_PTXAS_PATH"] == "mine"
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
+    gpu_compiled.give_inductor_tritons_assembler()
+    path = Path(os.environ["TRITON_PTXAS_PATH"])
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
+    assert path.is_file()
+    assert "triton" in path.parts
+
+
 def test_the_sanitizer_sees_every_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
         assert command[0] == "compute-sanitizer"
@@ -414,7 +427,25 @@ def test_the_sanitizer_sees_every_tensor_alone(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(gpu_tools, "_tool", lambda name: name)
     monkeypatch.setattr(subprocess, "run", run)
-    assert gpu_tools.sanitized("memcheck", "gather", "3x3", Setting()) == {"summary": "0 errors"}
+    for form in ("gather", gpu_tools.NETWORK):
+        assert gpu_tools.sanitized("memcheck", form, "3x3", Setting()) == {"summary": "0 errors"}
+
+
+def test_what_the_sanitizer_ran_must_end_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = SimpleNamespace(stdout="========= ERROR SUMMARY: 0 errors", stderr="ValueError: off", returncode=1)
+    monkeypatch.setattr(gpu_tools, "_tool", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert "wrong" in gpu_tools.sanitized("memcheck", gpu_tools.NETWORK, "3x3", Setting())
+
+
+def test_the_network_for_the_sanitizer_keeps_its_channels_and_half_of_its_blocks() -> None:
+    prepared = gpu_tools.half_off(fxdbsr.prepare(gpu_tools.small_network(), config=fxdbsr.BlockConfig((32, 32))))
+    x = torch.randn(2, 3, 37, 42)
+    fast = fxdbsr.convert(prepared, backend="reference")
+    torch.testing.assert_close(fast(x), prepared(x), rtol=1e-4, atol=1e-5)
+    packed = [layer for layer in fast.modules() if isinstance(layer, PackedConv)]
+    assert [layer.grid.out_channels for layer in packed] == [64, 128, 128, 128, 128, 128, 64]
+    assert [layer.density for layer in packed if layer.grid.groups == 1] == [1, 0.5, 0.5, 0.5]
 
 
 def test_what_cannot_be_captured_is_left_out_of_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
