@@ -110,6 +110,7 @@ def _is_network(record: dict[str, Any]) -> bool:
 
 
 def _source(path: Path, records: Sequence[dict[str, Any]]) -> str:
-    first, commits = records[0], ", ".join(dict.fromkeys(record["commit"] for record in records))
+    first, commits = records[0], list(dict.fromkeys(record["commit"] for record in records))
+    made = f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
     versions = f"torch {first['torch']}, Triton {first['triton']}, cuDNN {first['cudnn']}"
-    return f"{first['device']}, {versions}, commits {commits}: `bench/results/{path.name}`."
+    return f"{first['device']}, {versions}, {made}: `bench/results/{path.name}`."

@@ -59,15 +59,34 @@ def test_every_compiled_tile_of_the_file_is_free_of_spills_and_faults() -> None:
     assert all(r["spills"] == 0 and r["faults"] == [] for r in found)
 
 
+def regret_of_the_file() -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = json.loads((RESULTS / "gpu_regret.json").read_text())
+    return found
+
+
+def test_the_page_has_the_times_of_the_layers_worked_by_hand() -> None:
+    page = (RESULTS.parents[1] / "docs" / "gpu.md").read_text().split("## Layers worked by hand")[1]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    dense = {r["key"]["layer"]: r["us fused cuDNN"][1] for r in lines("gpu.jsonl") if r["key"]["part"] == "hand"}
+    rows = regret_of_the_file()["by hand"]
+    expected = [(row["layer"], dense[row["layer"]], row["us"], row["us"] / row["over best"]) for row in rows]
+    for (layer, *_, us_dense, us, best, _), (name, *times) in zip(cells[2:], expected, strict=True):
+        assert layer == name
+        assert [float(us_dense), float(us), float(best)] == pytest.approx(times, abs=0.06)
+
+
 def test_what_the_planner_takes_is_within_five_percent_of_the_best_that_was_measured() -> None:
     found = gpu_regret.regrets()
     assert [row["gpu"] for row in found] == 5 * ["H100"] + 3 * ["H200"]
     assert all(1 <= row["taken over best"] < (1.04 if row["gpu"] == "H100" else 1.02) for row in found)
     assert all(row["taken us"] < row["cuDNN us"] for row in found)
+    assert gpu_regret.rounded({"networks": found})["networks"] == regret_of_the_file()["networks"]
 
 
 def test_of_the_layers_worked_by_hand_one_alone_is_further_off() -> None:
-    found = {row["layer"]: row["over best"] for row in gpu_regret.by_hand()}
+    rows = gpu_regret.by_hand()
+    assert gpu_regret.rounded({"by hand": rows})["by hand"] == regret_of_the_file()["by hand"]
+    found = {row["layer"]: row["over best"] for row in rows}
     assert len(found) == 17
     assert [name for name, over in found.items() if over > 1.05] == ["an epilogue that cuDNN does not fuse"]
     assert max(found.values()) < 1.13
