@@ -50,8 +50,8 @@ HAND = [
     # 29.6 GFLOP: dense 8.4 + 73 us; 196 programs of 128x128 and 13.5 of 144 steps of 32 products: 24,200 clocks, 13
     # us, and 15 us for the longest one after another
     ("tf32", 512, 512, 3, 14, "tf32", (128, 32), 0.1, "relu", "sparse"),
-    # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 784 programs of 64x128, 0.09 clocks for each
-    # exponential, and 3.1 of 4 steps: 23,700 clocks, 13 us
+    # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 1,568 programs of 64x64, 0.09 clocks for each
+    # exponential, and two rows that need 2.6 of 4 steps: 24,300 clocks, 13.3 us; four rows would be 3 % ahead
     ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
     # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,700
     # clocks, 6.4 us

@@ -83,13 +83,12 @@ def test_what_the_planner_takes_is_within_five_percent_of_the_best_that_was_meas
     assert gpu_regret.rounded({"networks": found})["networks"] == regret_of_the_file()["networks"]
 
 
-def test_of_the_layers_worked_by_hand_one_alone_is_further_off() -> None:
+def test_what_is_taken_of_every_layer_worked_by_hand_is_within_5_percent_of_the_best() -> None:
     rows = gpu_regret.by_hand()
     assert gpu_regret.rounded({"by hand": rows})["by hand"] == regret_of_the_file()["by hand"]
     found = {row["layer"]: row["over best"] for row in rows}
     assert len(found) == 17
-    assert [name for name, over in found.items() if over > 1.05] == ["an epilogue that cuDNN does not fuse"]
-    assert max(found.values()) < 1.13
+    assert max(found.values()) <= 1.05
 
 
 def test_costs_of_tiles_are_as_far_off_the_measured_times_as_their_file_says() -> None:
