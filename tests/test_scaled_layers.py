@@ -125,6 +125,26 @@ def test_only_a_cpu_has_a_backward_of_its_own(device: str, own: bool) -> None:
     assert ("ScaleBlocks" in scaled.grad_fn.name()) == own
 
 
+@pytest.mark.parametrize(("name", "make", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])
+def test_a_model_prepared_on_meta_is_as_new_after_reset_parameters(
+    name: str, make: Any, shape: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        bare = nn.Sequential(make())
+        prepared = fxdbsr.prepare(bare, 4, types=[type(bare[0])])
+    prepared.to_empty(device="cpu")
+    for tensor in (*prepared.parameters(), *prepared.buffers()):
+        tensor.detach().zero_()
+    torch.manual_seed(0)
+    for module in prepared.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(make()), torch.randn(shape)
+    assert torch.equal(prepared(x), plain(x))
+
+
 @pytest.mark.parametrize("form", ["product", "clamp"])
 @pytest.mark.parametrize(("name", "make", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])
 def test_outputs_and_gradients_equal_the_formula(name: str, make: Any, shape: tuple[int, ...], form: str) -> None:

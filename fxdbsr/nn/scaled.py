@@ -81,6 +81,13 @@ class ScaledLayer(Blocked):
         """`expand(s) * weight`, shaped like the weight."""
         return scale_blocks(self.weight, self.scale, self.mask, self.grid, self.form)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights as the torch class draws them, scales of one and all blocks on: also for what `to_empty` has made."""
+        super().reset_parameters()  # type: ignore[misc]
+        self.scale.fill_(1)
+        self.mask.fill_(True)
+
     def extra_repr(self) -> str:
         """The torch class's own, and the block size."""
         return f"{super().extra_repr()}, block_size={self.grid.block_size}"
