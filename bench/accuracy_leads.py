@@ -9,7 +9,10 @@ Options of `Setting.options` (defaults in brackets):
 * own_norms, clip [0]: what is done to gradients (`bench/accuracy_steps.py`).
 * score ["start"]: mean squares of weights by scales of the start; "effective" by the scales as they are;
   "explained" is the block's share of the energy behind the batch norm, `S^2 sum(W_oi^2 E[x_i^2])
-  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "effective".
+  gamma_o^2 / var_o`; "fisher" the running mean of `(S dL/dS)^2`, "fisher_l2" the root of its product with "effective";
+  "share", "row", "column" and "both" look at the layer, too (`bench/accuracy_scores.py`).
+* feedback [0]: weights of masked blocks learn as if they were on, at this part of the rate (Lin et al., Dynamic Model
+  Pruning with Feedback, ICLR 2020).
 * clean [False]: blocks whose inputs are all constant, or whose outputs nobody reads, go first.
 * retrain [False]: the masks found are given to a new net with scales, which trains for as many epochs again.
 * measured [False]: how much each layer gives is decided by the loss that it costs, measured on a batch (NetAdapt,
@@ -39,7 +42,9 @@ from bench.accuracy_nets import make_net, make_prepared, without_scales
 from bench.accuracy_order import ChannelOrder
 from bench.accuracy_probe import Probe
 from bench.accuracy_schedule import BlockSchedule
+from bench.accuracy_scores import SCORES
 from bench.accuracy_setting import Setting
+from bench.accuracy_steps import let_masked_blocks_learn
 from bench.accuracy_teacher import distilled, start_from, trained_dense, trained_on_pairs
 from bench.accuracy_training import Training, learning_rate
 from fxdbsr.layers import blocked_layers
@@ -60,6 +65,8 @@ def lead(setting: Setting) -> nn.Module:
         without_scales(model)
     if setting.option("retrain", False):
         return _retrained(setting)
+    if part := setting.option("feedback", 0.0):
+        let_masked_blocks_learn(model, part)
     training = Training(model, setting, setting.epochs - first, distilled(setting, teacher))
     if not setting.option("early", False):
         training.hold_scales()
@@ -174,6 +181,10 @@ class LeadSchedule(BlockSchedule):
             return self._probe.explained()
         if kind == "effective":
             return block_scores(self.layers)
+        if kind in SCORES:
+            plain = block_scores(self.layers, scales=self.start)
+            grids = [e.view(layer.grid.shape) for e, layer in zip(plain, self.layers, strict=True)]
+            return [SCORES[kind](e).flatten() for e in grids]
         return super().scores()
 
     def lowest(self, sparsity: float) -> list[Tensor]:

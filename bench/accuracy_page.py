@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_page_default import early, later, rate, rates, schedule
+from bench.accuracy_page_default import early, knob_rows, later, rate, rates, schedule
 from bench.accuracy_page_trials import confirmed, first_look, going, trials, tuning
 from bench.accuracy_plans import PLANS, SEEDS
 from bench.accuracy_records import key, key_of, read
@@ -197,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "later": later,
     "rate": rate,
     "deep_rates": rates,
+    "knobs": knob_rows,
     "trials": trials,
     "confirmed": confirmed,
     "first_look": first_look,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle, product
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_plans_default import WHEN
-from bench.accuracy_records import Record
+from bench.accuracy_plans_default import KNOB_SPARSITIES, KNOBS, WHEN, knobs
+from bench.accuracy_records import Record, key, key_of
 from bench.accuracy_table import Difference, Group, difference, groups
 from bench.accuracy_words import OURS, mean_of, pipe, records, shown
 
@@ -100,6 +101,22 @@ def rates() -> str:
                 gaps = [_gap(ours, theirs), _gap(ours, dense)]
                 table.append([images, f"{lr:g}", f"{sparsity:.0%}", mean_of(ours), *map(_counted, gaps)])
     return pipe(table, ["images", "learning rate", "MACs zero", "ours", "ours less gradual", "ours less dense"])
+
+
+def knob_rows() -> str:
+    """Every change of the plan "knobs" less the default, by sparsity."""
+    runs = {key(record): record for record in records("knobs")}
+    found: dict[tuple[str, float], list[Record]] = {}
+    for setting, (name, sparsity) in zip(knobs(), cycle(product(KNOBS, KNOB_SPARSITIES)), strict=False):
+        if (record := runs.get(key_of(setting))) is not None:
+            found.setdefault((name, sparsity), []).append(record)
+    by_name = {place: groups(of)[0] for place, of in found.items()}
+    default = next(iter(KNOBS))
+    table = [[default, *(mean_of(by_name.get((default, sparsity))) for sparsity in KNOB_SPARSITIES)]]
+    for name in list(KNOBS)[1:]:
+        gaps = [_gap(by_name.get((name, s)), by_name.get((default, s))) for s in KNOB_SPARSITIES]
+        table.append([name, *map(_counted, gaps)])
+    return pipe(table, ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in KNOB_SPARSITIES)])
 
 
 def _at_a_rate(record: Record) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bench.accuracy_plans_default import PAIR, draws, rate, when
+from bench.accuracy_plans_default import PAIR, draws, knobs, rate, when
 from bench.accuracy_setting import Setting
 from bench.accuracy_trials import FIFTH, FIRST, SECOND, SEVENTH, SIXTH, TRIALS, trials
 from bench.accuracy_trials import NARROW as NARROW_TRIAL
@@ -248,6 +248,6 @@ def screen() -> Iterator[Setting]:
 ALL = (
     tune, when, rate, tune_clamp, tune_digits, tune_narrow, comparison, more_seeds, clamp, low, digits,
     clamp_digits, narrow, narrow_seeds, tune_deep, deep, deep_seeds, deep_low, deep_rates, draws, screen,
-    ranking, ten_seeds, fine_tune, steps, still, confirm,
+    ranking, ten_seeds, fine_tune, steps, still, confirm, knobs,
 )  # fmt: skip
 PLANS: dict[str, Callable[[], Iterator[Setting]]] = {plan.__name__: plan for plan in ALL}

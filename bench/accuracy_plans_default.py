@@ -1,9 +1,10 @@
-"""Plans of bench/accuracy.py that the default rests on: when blocks go, how fast scales learn, images drawn anew."""
+"""Plans of bench/accuracy.py that the default rests on: when blocks go, how fast scales learn, what else may be set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from bench.accuracy_setting import Setting
 from bench.accuracy_tuned import HALF, LATER, NARROW, STRONG
@@ -43,3 +44,32 @@ def draws() -> Iterator[Setting]:
         for seed in range(10, 30):
             for sparsity in (0.7, 0.9):
                 yield from (Setting(arm, seed, sparsity, draw=seed, width=width, **tuned) for arm in PAIR)
+
+
+KNOB_SPARSITIES = (0.5, 0.7, 0.9)
+KNOBS: dict[str, dict[str, Any]] = {
+    "the default": {},
+    "a MAC counts to the power 0": {"power": 0.0},
+    "to the power 0.25": {"power": 0.25},
+    "to the power 0.75": {"power": 0.75},
+    "to the power 1": {"power": 1.0},
+    "blocks go from 0.1 to 0.9": {"begin": 0.1, "end": 0.9},
+    "blocks go from 0.2 to 0.5": {"begin": 0.2, "end": 0.5},
+    "blocks go from 0.3 to 0.9": {"begin": 0.3, "end": 0.9},
+    "scales learn at 0.3 of the rate": {"options": (("scale_lr", 0.3),)},
+    "scales learn three times as fast": {"options": (("scale_lr", 3.0),)},
+    "ranked by the share of the layer's larger blocks": {"options": (("score", "share"),)},
+    "rows of blocks go together": {"options": (("score", "row"),)},
+    "columns go together": {"options": (("score", "column"),)},
+    "rows and columns go together": {"options": (("score", "both"),)},
+    "masked blocks learn at a hundredth of the rate": {"options": (("feedback", 0.01),)},
+    "masked blocks learn at a tenth of the rate": {"options": (("feedback", 0.1),)},
+}
+
+
+def knobs() -> Iterator[Setting]:
+    """What might be set otherwise in nets of half the width, one thing at a time: four seeds for tuning."""
+    for seed in range(100, 104):
+        for change, sparsity in product(KNOBS.values(), KNOB_SPARSITIES):
+            arm = "lead" if "options" in change else "scaled"
+            yield Setting(arm, seed, sparsity, draw=1, **{"width": NARROW, **HALF, **LATER, **change})

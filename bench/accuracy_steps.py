@@ -1,16 +1,18 @@
-"""What options of a lead do to the gradients of bench/accuracy.py before the optimizer takes its step."""
+"""What options of a lead do to the gradients of bench/accuracy.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.accuracy_setting import Setting
 from fxdbsr.layers import BlockedLayer, blocked_layers
+from fxdbsr.nn.scaled import ScaledLayer
+from fxdbsr.nn.scaling import effective_scale
 
 LEAST = 1e-3
 
@@ -44,3 +46,19 @@ def divide_by_own_norms_(layers: Sequence[BlockedLayer], rate: float) -> None:
         if layer.scale.grad is not None:
             energy = layer.grid.block_sum(layer.weight.square())
             layer.scale.grad.mul_(rate / energy.clamp(min=LEAST * float(energy.mean())))
+
+
+def let_masked_blocks_learn(model: nn.Module, part: float) -> None:
+    """Give weights of masked blocks `part` of the gradient that they would have if they were on; outputs stay."""
+
+    def learning(layer: ScaledLayer) -> Callable[[], Tensor]:
+        def scaled_weight() -> Tensor:
+            grid, weight = layer.grid, layer.weight
+            masked = part * grid.scale(weight, (~layer.mask).to(layer.scale.dtype))
+            # not the layer's own, whose backward writes into the gradient that both terms get
+            return grid.scale(weight, effective_scale(layer.scale, layer.mask, layer.form)) + (masked - masked.detach())
+
+        return scaled_weight
+
+    for layer in [module for module in model.modules() if isinstance(module, ScaledLayer)]:
+        setattr(layer, "scaled_weight", learning(layer))  # noqa: B010

@@ -21,8 +21,9 @@ from bench.accuracy_order import ChannelOrder
 from bench.accuracy_page import PAGES, rendered
 from bench.accuracy_plans import PLANS
 from bench.accuracy_records import append, changes, key, key_of, read
+from bench.accuracy_scores import SCORES
 from bench.accuracy_setting import Setting
-from bench.accuracy_steps import divide_by_own_norms_
+from bench.accuracy_steps import divide_by_own_norms_, let_masked_blocks_learn
 from bench.accuracy_table import Difference, difference, groups, rows
 from bench.accuracy_training import Training
 from bench.accuracy_trials import TRIALS
@@ -75,6 +76,9 @@ LEADS: dict[str, dict[str, Any]] = {
     "early": {"early": True},
     "own_norms": {"own_norms": 1.0},
     "clipped": {"clip": 0.5},
+    "share": {"score": "share"},
+    "both": {"score": "both"},
+    "feedback": {"feedback": 0.01},
 }
 
 
@@ -96,6 +100,36 @@ def test_a_scale_over_its_blocks_squared_norm_moves_the_block_as_far_as_its_weig
     divide_by_own_norms_([layer], 1.0)
     moved = layer.scale.grad * layer.grid.block_sum(weight.square()).sqrt()
     torch.testing.assert_close(moved.double(), along)
+
+
+def test_masked_blocks_may_learn_and_outputs_stay() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Flatten())
+    model = fxdbsr.prepare(net, 2)
+    (layer,) = blocked_layers(model)
+    layer.set_mask(torch.tensor([[True, False], [True, True]]))
+    x = torch.randn(3, 4, 2, 2)
+    before = model(x)
+    before.square().sum().backward()
+    plain, layer.weight.grad = layer.weight.grad, None
+    let_masked_blocks_learn(model, 0.5)
+    after = model(x)
+    after.square().sum().backward()
+    assert torch.equal(before, after)
+    assert plain is not None
+    assert layer.weight.grad is not None
+    masked = layer.grid.expand_mask(~layer.mask).bool()
+    assert not plain[masked].any()
+    assert layer.weight.grad[masked].all()
+    assert torch.allclose(layer.weight.grad[~masked], plain[~masked])
+
+
+def test_scores_that_look_at_the_layer() -> None:
+    e = torch.tensor([[4.0, 1.0], [2.0, 0.5]])
+    assert torch.allclose(SCORES["share"](e), torch.tensor([[1.0, 1 / 7], [2 / 6, 0.5 / 7.5]]))
+    assert torch.allclose(SCORES["row"](e), e * torch.tensor([[4 / 3], [2 / 3]]).sqrt())
+    assert torch.allclose(SCORES["column"](e), e * torch.tensor([[1.6, 0.4]]).sqrt())
+    assert torch.allclose(SCORES["both"](e), SCORES["row"](e) * SCORES["column"](e) / e)
 
 
 def test_the_arm_scaled_as_reported_is_the_sparsifier_mask_for_mask() -> None:
