@@ -78,7 +78,7 @@ class ScaledLayer(Blocked):
         return super()._apply(keeping_float32(fn, [self.scale]), recurse)  # type: ignore[no-untyped-call]
 
     def scaled_weight(self) -> Tensor:
-        """`expand(s) * weight`, shaped like the weight."""
+        """`expand(s) * weight`, shaped like the weight, for one conv: backward writes into the gradient that it gets."""
         return scale_blocks(self.weight, self.scale, self.mask, self.grid, self.form)
 
     @torch.no_grad()
