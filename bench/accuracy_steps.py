@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from bench.accuracy_setting import Setting
 from fxdbsr.layers import BlockedLayer, blocked_layers
 from fxdbsr.nn.scaled import ScaledLayer
-from fxdbsr.nn.scaling import effective_scale
 
 LEAST = 1e-3
 
@@ -51,14 +50,12 @@ def divide_by_own_norms_(layers: Sequence[BlockedLayer], rate: float) -> None:
 def let_masked_blocks_learn(model: nn.Module, part: float) -> None:
     """Give weights of masked blocks `part` of the gradient that they would have if they were on; outputs stay."""
 
-    def learning(layer: ScaledLayer) -> Callable[[], Tensor]:
-        def scaled_weight() -> Tensor:
-            grid, weight = layer.grid, layer.weight
-            masked = part * grid.scale(weight, (~layer.mask).to(layer.scale.dtype))
-            # not the layer's own, whose backward writes into the gradient that both terms get
-            return grid.scale(weight, effective_scale(layer.scale, layer.mask, layer.form)) + (masked - masked.detach())
+    def learning(layer: ScaledLayer, own: Callable[[], Tensor]) -> Callable[[bool], Tensor]:
+        def scaled_weight(for_conv: bool = False) -> Tensor:
+            masked = part * layer.grid.scale(layer.weight, (~layer.mask).to(layer.scale.dtype))
+            return own() + (masked - masked.detach())
 
         return scaled_weight
 
     for layer in [module for module in model.modules() if isinstance(module, ScaledLayer)]:
-        setattr(layer, "scaled_weight", learning(layer))  # noqa: B010
+        setattr(layer, "scaled_weight", learning(layer, layer.scaled_weight))  # noqa: B010

@@ -33,7 +33,7 @@ from fxdbsr.paired import paired, write_lines
 class ExpandedConv2d(ScaledConv2d):
     """A scaled conv whose scale is materialised at every weight."""
 
-    def scaled_weight(self) -> Tensor:
+    def scaled_weight(self, for_conv: bool = False) -> Tensor:
         bo, bc = self.grid.block_size
         expanded = (self.scale * self.mask).repeat_interleave(bo, 0).repeat_interleave(bc, 1)
         expanded = expanded[: self.weight.shape[0], : self.weight.shape[1], None, None]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import fxdbsr
 from fxdbsr.layers import BlockedLayer, blocked_layers
+from fxdbsr.nn.scaled import ScaledConv2d
 from fxdbsr.nn.scaling import scale_blocks
 
 GOLDEN_SCALE = [[0.5, 0.1], [0.2, 0.3]]
@@ -123,6 +124,18 @@ def test_only_a_cpu_has_a_backward_of_its_own(device: str, own: bool) -> None:
     scaled = scale_blocks(weight, scale, mask, layer.grid, "product")
     assert scaled.grad_fn is not None
     assert ("ScaleBlocks" in scaled.grad_fn.name()) == own
+
+
+def test_a_scaled_weight_may_be_read_by_anything() -> None:
+    """Two readers get the same gradient from a sum: neither may write into it."""
+    prepared, layer = layer_of(lambda: nn.Conv2d(8, 12, 3))
+    layer.set_mask(torch.rand(layer.grid.shape) > 0.5)
+    (conv,) = (module for module in prepared.modules() if isinstance(module, ScaledConv2d))
+    other = torch.zeros_like(layer.weight, requires_grad=True)
+    read_last = other.exp()
+    (conv.scaled_weight() + read_last).square().sum().backward()
+    assert other.grad is not None
+    assert torch.equal(other.grad, 2 * (layer.grid.scale(layer.weight, layer.scale * layer.mask) + 1))
 
 
 @pytest.mark.parametrize(("name", "make", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])

@@ -77,9 +77,9 @@ class ScaledLayer(Blocked):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         return super()._apply(keeping_float32(fn, [self.scale]), recurse)  # type: ignore[no-untyped-call]
 
-    def scaled_weight(self) -> Tensor:
-        """`expand(s) * weight`, shaped like the weight, for one conv: backward writes into the gradient that it gets."""
-        return scale_blocks(self.weight, self.scale, self.mask, self.grid, self.form)
+    def scaled_weight(self, for_conv: bool = False) -> Tensor:
+        """`expand(s) * weight`, shaped like the weight; `for_conv`: one conv or linear layer is all that reads it."""
+        return scale_blocks(self.weight, self.scale, self.mask, self.grid, self.form, for_conv)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -97,7 +97,7 @@ class _ScaledConv(ScaledLayer):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, fx.Proxy):
             return call_in_graph(self, input)
-        y: Tensor = self._conv_forward(input, self.scaled_weight(), self.bias)  # type: ignore[operator]
+        y: Tensor = self._conv_forward(input, self.scaled_weight(for_conv=True), self.bias)  # type: ignore[operator]
         self.record(input, y)
         return y
 
@@ -125,7 +125,7 @@ class _ScaledConvTranspose(ScaledLayer):
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
         y = function(
             input,
-            self.scaled_weight(),
+            self.scaled_weight(for_conv=True),
             self.bias,  # type: ignore[arg-type]
             self.stride,  # type: ignore[arg-type]
             self.padding,  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ class ScaledLinear(ScaledLayer, nn.Linear):
         """As nn.Linear."""
         if isinstance(input, fx.Proxy):
             return call_in_graph(self, input)
-        y = F.linear(input, self.scaled_weight(), self.bias)
+        y = F.linear(input, self.scaled_weight(for_conv=True), self.bias)
         self.record(input, y)
         return y
 

@@ -28,9 +28,8 @@ from fxdbsr.kernels.plain import is_transformed
 class _ScaleBlocks(torch.autograd.Function):
     """`grid.scale(weight, s)`; the gradient of the scale is one sum over each block of weight * gradient.
 
-    The gradient of the weight takes the place of the gradient that arrives. That is the fresh result of a conv's
-    or linear layer's backward, which alone reads the scaled weight, and nobody else sees it; where a graph of the
-    backward is wanted it is left alone.
+    The gradient of the weight takes the place of the gradient that arrives. Nobody else may see that one, as is so with
+    the fresh result of a conv's or linear layer's backward; where a graph of the backward is wanted it is left alone.
     """
 
     @staticmethod
@@ -54,14 +53,16 @@ class _ScaleBlocks(torch.autograd.Function):
         return of_weight, of_scale, None, None, None
 
 
-def scale_blocks(weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, form: Form) -> Tensor:
+def scale_blocks(
+    weight: Tensor, scale: Tensor, mask: Tensor, grid: BlockGrid, form: Form, for_conv: bool = True
+) -> Tensor:
     """`expand(s) * weight`, shaped like the weight; differentiable in weight and scale.
 
-    On a CPU, whose time is memory's, the backward saves a copy of the weight. On other devices the host's time counts,
-    and torch's own backward is launched sooner than one written in Python. Graphs and the transforms of torch.func take
-    what is differentiated by torch.
+    On a CPU, whose time is memory's, the backward saves a copy of the weight where one conv or linear layer is all that
+    reads the result (`for_conv`). On other devices the host's time counts, and torch's own backward is launched sooner
+    than one written in Python. Graphs and the transforms of torch.func take what is differentiated by torch.
     """
-    if weight.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
+    if for_conv and weight.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
         scaled: Tensor = _ScaleBlocks.apply(weight, scale, mask, grid, form)
         return scaled
     if form == "clamp":
