@@ -28,8 +28,8 @@ DENSE = "fused cuDNN"  # what a dense layer of a converted model runs
 # multiprocessors at 1.83 GHz. Dense, what was measured of cuDNN: the longer of 8.4 us (4 in a 1x1 conv that adds
 # nothing) + FLOP / (0.815 peak) + 15 ns for each 64 products of a sum, and of bytes at 0.6 of the bandwidth (0.55 with
 # a residual); in float32 71 us and 0.555 of the peak. Sparse: 1.2 us + programs * (fixed + steps * step) / 132
-# multiprocessors, in clocks that were measured: 3560 + 945 a step of 64 products for 128 pixels by 128 outputs, 2070 +
-# 581 (three stages) or 1290 + 622 (two) for 64x128, 1750 + 649 for 128x64, 760 + 347 (two) or 1360 + 407 (four) for
+# multiprocessors, in clocks that were measured: 3550 + 946 a step of 64 products for 128 pixels by 128 outputs, 2060 +
+# 582 (three stages) or 1290 + 620 (two) for 64x128, 1790 + 650 for 128x64, 764 + 348 (two) or 1380 + 407 (four) for
 # 64x64, 887 + 565 for 128x32; in float32 911 + 1800 a step of 32 products for 128x32.
 HAND = [
     # 7.4 GFLOP, 110 us at the peak: dense 71 + 110 / 0.555 = 270 us, as an H100 has it; half of the products are 784
@@ -43,17 +43,17 @@ HAND = [
     ("wide float32 3x3", 512, 512, 3, 14, "ieee", (32, 32), 0.5, "relu", "sparse"),
     # 118.4 GFLOP: dense 8.4 + 147 + 1 = 156 us; 784 programs of 128x128 and 22 of 72 steps: 143,000 clocks, 78 us
     ("tall blocks", 512, 512, 3, 28, "fp16", (128, 32), 0.3, "relu", "sparse"),
-    # dense 156 us; 1,568 programs of 128x64 and 22 steps: 189,000 clocks, 104 us
+    # dense 156 us; 1,568 programs of 128x64 and 22 steps: 190,000 clocks, 104 us
     ("blocks of a tile's height", 512, 512, 3, 28, "fp16", (64, 16), 0.3, "relu", "sparse"),
     # 118.4 GFLOP: dense 156 us; 6,272 programs of 128x32 and 3.5 of 36 steps: 136,000 clocks, 74 us
     ("square blocks, few kept", 256, 256, 3, 56, "fp16", (32, 32), 0.1, "relu", "sparse"),
     # 29.6 GFLOP: dense 8.4 + 73 us; 196 programs of 128x128 and 13.5 of 144 steps of 32 products: 24,200 clocks, 13
     # us, and 15 us for the longest one after another
     ("tf32", 512, 512, 3, 14, "tf32", (128, 32), 0.1, "relu", "sparse"),
-    # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 1,568 programs of 64x64, 0.09 clocks for each
-    # exponential, and two rows that need 2.6 of 4 steps: 24,300 clocks, 13.3 us; four rows would be 3 % ahead
+    # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 1,568 programs of 64x64, 0.067 clocks for each
+    # exponential, and two rows that need 2.6 of 4 steps: 23,200 clocks, 12.7 us
     ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
-    # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,700
+    # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,800
     # clocks, 6.4 us
     ("cuDNN takes long to start", 512, 128, 1, 28, "fp16", (32, 32), 0.25, "relu", "sparse"),
     # 64 MB at 0.6 of the bandwidth: dense 22 us; 3,136 programs of 64x128 and one step: 45,400 clocks, 25 us
@@ -64,14 +64,14 @@ HAND = [
     # 7.4 GFLOP: dense 8.4 + 9 + 0.3 = 18 us; four rows need 15 of 18 steps, 784 programs of 128x32: 56,400 clocks, 31
     # us
     ("small blocks", 128, 128, 3, 28, "fp16", (8, 8), 0.5, "relu", "dense"),
-    # 7.4 GFLOP: dense 18 us; four rows need 30 of 36 steps: 392 programs of 64x64: 40,300 clocks, 22 us
+    # 7.4 GFLOP: dense 18 us; four rows need 30 of 36 steps: 392 programs of 64x64: 40,400 clocks, 22 us
     ("blocks of 16", 256, 256, 3, 14, "fp16", (16, 16), 0.5, "relu", "dense"),
-    # dense 18 us; four rows need all columns: 196 programs of 64x128 and 36 steps, 34,100 clocks, 19 us, and 16 us for
+    # dense 18 us; four rows need all columns: 196 programs of 64x128 and 36 steps, 34,200 clocks, 19 us, and 16 us for
     # the steps one after another
     ("a quarter pruned, 14x14", 256, 256, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
-    # 29.6 GFLOP: dense 46 us; 392 programs of 128x128 and 36 steps: 111,600 clocks, 61 us
+    # 29.6 GFLOP: dense 46 us; 392 programs of 128x128 and 36 steps: 111,700 clocks, 61 us
     ("a tenth pruned, 28x28", 256, 256, 3, 28, "fp16", (32, 32), 0.9, "relu", "dense"),
-    # 29.6 GFLOP: dense 46 us; 196 programs of 128x128 and 68 of 72 steps: 100,700 clocks, 55 us
+    # 29.6 GFLOP: dense 46 us; 196 programs of 128x128 and 68 of 72 steps: 100,800 clocks, 55 us
     ("a quarter pruned, wide", 512, 512, 3, 14, "fp16", (32, 32), 0.75, "relu", "dense"),
     # 3.3 GFLOP: dense 4 + 4.1 + 0.5 = 8.6 us; two rows need 29 of 32 steps: 200 programs of 64x64, 20,000 clocks, 11
     # us, and as long for the steps one after another

@@ -15,9 +15,6 @@ gather kernel takes it in.
 latency: 1500 clocks and 60 for each step along the reduction. A cuDNN conv takes launch + max(FLOP / (0.8 peak), bytes
 / bandwidth, latency). Sparse is chosen from a gain of MARGIN on: less is within the error of the model.
 
-Of forms that are closer than SHARING for each doubling of the rows that share a tile, the one of fewer rows is taken:
-those rows lie apart, and the model does not know what it costs to store and read outputs in pieces.
-
 Where the size of the input is not known, it is taken to be large: `triton_layer.SIZE`.
 """
 
@@ -25,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, log2, prod
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
     from fxdbsr.kernels.choice import Case
 
 MARGIN = 1.08
-SHARING = 1.03
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
@@ -63,7 +59,6 @@ class Choice:
 
     Args:
         form: of the sparse kernels.
-        sparse: its time.
         library: what of cuDNN runs the dense conv fastest.
         dense: its time.
         dense_triton: the time of this engine's kernels with all blocks.
@@ -156,7 +151,7 @@ def sparse_forms(layer: Layer) -> list[Form]:
 def _choose(layer: Layer, precision: str, device: Device) -> Choice:
     weighed = [form for form in sparse_forms(layer) if may_win(form, device)]
     times = {form: sparse_seconds(layer, form, device) for form in weighed}
-    form = min(times, key=lambda form: times[form] * SHARING ** log2(form.rows // form.sums))
+    form = min(times, key=times.__getitem__)
     full = layer.full()
     own = min(sparse_seconds(full, form, device) for form in times)
     libraries = library_seconds(layer, device)

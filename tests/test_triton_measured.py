@@ -38,6 +38,20 @@ def test_every_tile_of_an_h100_was_measured_and_costs_more_with_more_to_do(preci
     assert work[0] == relu < min(silu, added) <= max(silu, added) < both
 
 
+def test_exponentials_cost_more_an_output_in_wide_tiles() -> None:
+    def of_an_output(tile: Tile, activation: str) -> float:
+        cost = cost_of(tile, "16", "cuda:90")
+        assert cost is not None
+        one, two = (work_clocks(cost, tile, "16", 1, 0, False, name) for name in ("relu", activation))
+        return (two - one) / (tile.pixels * tile.outputs)
+
+    for activation in ("silu", "sigmoid"):
+        wide = {of_an_output(t, activation) for t in tiles("cuda:90", "16", 128, 64, 1)}
+        narrow = {of_an_output(t, activation) for lanes in (32, 64) for t in tiles("cuda:90", "16", lanes, 64, 1)}
+        assert min(wide) > 1.5 * max(narrow) > 0
+    assert of_an_output(LARGE, "hardswish") == 0
+
+
 def test_what_was_not_measured_has_no_cost() -> None:
     assert cost_of(LARGE, "16", "cuda:90") is not None
     assert cost_of(LARGE, "16", "cuda:80") is None

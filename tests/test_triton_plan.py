@@ -21,7 +21,6 @@ from fxdbsr.kernels.triton_layer import Layer, random_columns
 from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
 from fxdbsr.kernels.triton_plan import Choice, choose_depth, choose_tile, packed_weights, precision_of, tile_of
 from fxdbsr.kernels.triton_roofline import (
-    SHARING,
     choose,
     library_seconds,
     sparse_seconds,
@@ -142,18 +141,6 @@ def test_sparse_is_never_faster_than_its_ceiling(device: Device) -> None:
 def test_fewer_blocks_never_take_longer() -> None:
     times = [choose(layer(256, 256, 3, 28, (32, 32), density)).sparse for density in (0.1, 0.3, 0.5, 0.9, 1)]
     assert times == sorted(times)
-
-
-def test_of_forms_that_are_close_the_one_of_fewer_rows_is_taken_by_its_own_time() -> None:
-    silu = layer_of(next(row for row in HAND if row[8] == "silu"))
-    two, four = (sparse_seconds(silu, Form("gather", rows, "16")) for rows in (2, 4))
-    assert four < two < SHARING * four
-    assert choose(silu).form.rows == 2
-    assert choose(silu).sparse == two
-    few = layer_of(next(row for row in HAND if row[0] == "small blocks"))
-    one, four = (sparse_seconds(few, Form("gather", rows, "16")) for rows in (1, 4))
-    assert SHARING**2 * four < one
-    assert choose(few).form.rows == 4
 
 
 def test_with_all_blocks_sparse_is_dense_triton() -> None:
