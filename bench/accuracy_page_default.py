@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import cycle, product
+from typing import Any
 
 from bench.accuracy_figure import LABELS
-from bench.accuracy_plans_default import KNOB_SPARSITIES, KNOBS, WHEN, knobs
+from bench.accuracy_plans_default import KNOB_SEEDS, KNOB_SPARSITIES, KNOBS, WHEN, knob
 from bench.accuracy_records import Record, key, key_of
 from bench.accuracy_table import Difference, Group, difference, groups
 from bench.accuracy_words import OURS, mean_of, pipe, records, shown
@@ -106,16 +106,17 @@ def rates() -> str:
 def knob_rows() -> str:
     """Every change of the plan "knobs" less the default, by sparsity."""
     runs = {key(record): record for record in records("knobs")}
-    found: dict[tuple[str, float], list[Record]] = {}
-    for setting, (name, sparsity) in zip(knobs(), cycle(product(KNOBS, KNOB_SPARSITIES)), strict=False):
-        if (record := runs.get(key_of(setting))) is not None:
-            found.setdefault((name, sparsity), []).append(record)
-    by_name = {place: groups(of)[0] for place, of in found.items()}
-    default = next(iter(KNOBS))
-    table = [[default, *(mean_of(by_name.get((default, sparsity))) for sparsity in KNOB_SPARSITIES)]]
-    for name in list(KNOBS)[1:]:
-        gaps = [_gap(by_name.get((name, s)), by_name.get((default, s))) for s in KNOB_SPARSITIES]
-        table.append([name, *map(_counted, gaps)])
+
+    def of(change: dict[str, Any], sparsity: float) -> Group | None:
+        wanted = [key_of(knob(change, seed, sparsity)) for seed in KNOB_SEEDS]
+        return next(iter(groups(runs[name] for name in wanted if name in runs)), None)
+
+    default, *others = KNOBS
+    plain = [of(KNOBS[default], sparsity) for sparsity in KNOB_SPARSITIES]
+    table = [[default, *map(mean_of, plain)]]
+    for name in others:
+        changed = [of(KNOBS[name], sparsity) for sparsity in KNOB_SPARSITIES]
+        table.append([name, *(_counted(_gap(*pair)) for pair in zip(changed, plain, strict=True))])
     return pipe(table, ["", *(f"{sparsity:.0%} of the MACs zero" for sparsity in KNOB_SPARSITIES)])
 
 

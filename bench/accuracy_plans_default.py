@@ -47,6 +47,7 @@ def draws() -> Iterator[Setting]:
 
 
 KNOB_SPARSITIES = (0.5, 0.7, 0.9)
+KNOB_SEEDS = range(100, 104)
 KNOBS: dict[str, dict[str, Any]] = {
     "the default": {},
     "a MAC counts to the power 0": {"power": 0.0},
@@ -67,9 +68,13 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 
 
+def knob(change: dict[str, Any], seed: int, sparsity: float) -> Setting:
+    """A net of half the width with one change of the default, on the images for tuning."""
+    arm = "lead" if "options" in change else "scaled"
+    return Setting(arm, seed, sparsity, draw=1, **{"width": NARROW, **HALF, **LATER, **change})
+
+
 def knobs() -> Iterator[Setting]:
     """What might be set otherwise in nets of half the width, one thing at a time: four seeds for tuning."""
-    for seed in range(100, 104):
-        for change, sparsity in product(KNOBS.values(), KNOB_SPARSITIES):
-            arm = "lead" if "options" in change else "scaled"
-            yield Setting(arm, seed, sparsity, draw=1, **{"width": NARROW, **HALF, **LATER, **change})
+    for seed, change, sparsity in product(KNOB_SEEDS, KNOBS.values(), KNOB_SPARSITIES):
+        yield knob(change, seed, sparsity)
