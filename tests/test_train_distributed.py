@@ -28,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the runs of `train_on_two.py`, of which `cut` was killed before."""
     root = tmp_path_factory.mktemp("two")
     command = [*TORCHRUN, "-m", "fxdbsr", "train", *OPTIONS, "--out", str(root / "cut")]
-    quiet = {"stderr": subprocess.DEVNULL, "cwd": SCRIPTS}
+    # as `train_on_two.py` has it: sums of other numbers of threads round otherwise
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"stderr": subprocess.DEVNULL, "cwd": SCRIPTS, "env": one_thread}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, **quiet)  # type: ignore[call-overload]
     process.stdout.readline()
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
