@@ -110,7 +110,10 @@ def compile_conv(part: str, conv: Conv, dtype: str, batch: int, block: str, spar
     if part == "tiles":
         problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
         return "; ".join(gpu_tiles.compile_all(problem, batch, "cuda:90")) or None
-    return compile_forms(layer, kernels_of(part, layer))
+    failed = [compile_forms(layer, kernels_of(part, layer))]
+    if part == "layers":
+        failed.append(compile_forms(layer.full(), {"dense Triton": chosen(layer.full(), torch.device("cpu"))}))
+    return "; ".join(filter(None, failed)) or None
 
 
 def compile_hand(row: tuple[Any, ...]) -> str | None:
@@ -134,7 +137,10 @@ def kernels_of(part: str, layer: Layer) -> dict[str, Candidate]:
     cpu = torch.device("cpu")
     if part == "correctness":
         return candidates(replace(layer, allow_3xtf32=True), cpu, 0)
-    return {"chosen": chosen(layer, cpu)}
+    found = {"chosen": chosen(layer, cpu)}
+    if part == "layers" and layer.precision == "ieee":
+        found["3xTF32"] = chosen(replace(layer, allow_3xtf32=True), cpu)
+    return found
 
 
 def compile_forms(layer: Layer, forms: dict[str, Candidate]) -> str | None:

@@ -53,6 +53,11 @@ HAND = [
     # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 1,568 programs of 64x64, 0.067 clocks for each
     # exponential, and two rows that need 2.6 of 4 steps: 23,200 clocks, 12.7 us
     ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
+    # NEW
+    ("SiLU, wide", 256, 256, 3, 28, "fp16", (128, 32), 0.5, "silu", "sparse"),
+    ("SiLU, four rows", 512, 512, 3, 14, "fp16", (32, 32), 0.3, "silu", "sparse"),
+    ("SiLU, 1x1", 512, 512, 1, 28, "fp16", (128, 32), 0.3, "silu", "sparse"),
+    ("SiLU, short", 512, 256, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
     # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,800
     # clocks, 6.4 us
     ("cuDNN takes long to start", 512, 128, 1, 28, "fp16", (32, 32), 0.25, "relu", "sparse"),

@@ -3,7 +3,7 @@
 Every distinct conv is taken with the epilogue that conversion fuses into it. Parts:
 
     correctness   every form and the planner's choice against float64
-    layers        the planner's choice against cuDNN, its fused convs, and dense Triton
+    layers        the planner's choice against cuDNN, its fused convs, and dense Triton; in float32 3xTF32, too
     candidates    every form and tile: is the planner's choice within 5 % of the best?
     tiles         many more tiles than are shipped (gpu_tiles.py)
     compile       against torch.compile (max-autotune)
@@ -48,6 +48,11 @@ def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
     arms = {"sparse": sparse, "eager": problem.eager, "fused cuDNN": problem.fused}
     if part == "layers":
         arms["dense Triton"] = problem.dense_triton()
+        if layer.precision == "ieee":
+            arms["3xTF32"] = problem.sparse(**chosen(replace(layer, allow_3xtf32=True), setting.device))
+            reason = problem.why_wrong(arms["3xTF32"], setting.repeats)
+            if reason is not None:
+                return {"wrong": f"3xTF32: {reason}"}
     if part == "compile":
         backend = "eager" if setting.rehearse else "inductor"
         torch._dynamo.reset()  # after 8 convs through the same function it would run the next ones uncompiled
