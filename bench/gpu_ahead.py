@@ -28,8 +28,8 @@ import torch
 from bench import gpu_hazards, gpu_tiles
 from bench.gpu_ahead_network import compile_network
 from bench.gpu_convs import Conv, Problem, chosen, convs
-from bench.gpu_hand import HAND, dtype_of, forms_of, layer_of
-from bench.gpu_layers import CORRECTNESS_BATCH, PARTS
+from bench.gpu_hand import HAND, MORE, dtype_of, layer_of
+from bench.gpu_layers import CORRECTNESS_BATCH, PARTS, forms_of
 from bench.gpu_networks import CLASSIFIERS
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from fxdbsr.kernels import triton_device
@@ -82,7 +82,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
             for model, dtype, batch, masks, block, sparsity in which:
                 found.append(partial(compile_network, model, dtype, batch, block, sparsity, masks))
         elif part == "hand":
-            found += [partial(compile_hand, row) for row in HAND]
+            found += [partial(compile_hand, row) for row in (*HAND, *MORE)]
         elif part == "hazards":
             pairs = product(gpu_hazards.CONVS, options.dtype)
             found += [partial(compile_repeats, name, dtype) for name, dtype in pairs]
@@ -111,7 +111,7 @@ def compile_conv(part: str, conv: Conv, dtype: str, batch: int, block: str, spar
         problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
         return "; ".join(gpu_tiles.compile_all(problem, batch, "cuda:90")) or None
     failed = [compile_forms(layer, kernels_of(part, layer))]
-    if part == "layers":
+    if part in ("layers", "candidates"):
         failed.append(compile_forms(layer.full(), {"dense Triton": chosen(layer.full(), torch.device("cpu"))}))
     return "; ".join(filter(None, failed)) or None
 
@@ -137,6 +137,8 @@ def kernels_of(part: str, layer: Layer) -> dict[str, Candidate]:
     cpu = torch.device("cpu")
     if part == "correctness":
         return candidates(replace(layer, allow_3xtf32=True), cpu, 0)
+    if part == "candidates":
+        return forms_of(layer, cpu)
     found = {"chosen": chosen(layer, cpu)}
     if part == "layers" and layer.precision == "ieee":
         found["3xTF32"] = chosen(replace(layer, allow_3xtf32=True), cpu)

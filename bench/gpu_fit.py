@@ -3,8 +3,8 @@
     python -m bench.gpu_fit [--fit]
 
 Prints how far the committed costs are off the times of an H100 in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, and of an
-H200 in `gpu.jsonl` (parts `layers` and `hand`), tile by tile; with --fit those that a least-squares fit of their
-logarithms gives today (it needs scipy): to the H200 where it has ENOUGH times of a tile, else to both.
+H200 in `gpu.jsonl` (parts `layers` and `hand`), tile by tile; with --fit those that least squares of their logarithms
+give today (it needs scipy): to both GPUs, then from there to the H200.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.gpu_convs import Conv, convs, convs_alone
-from bench.gpu_hand import HAND, layer_of
+from bench.gpu_hand import HAND, MORE, layer_of
 from bench.gpu_setting import BLOCKS, DTYPES, set_precision
 from bench.tables_text import RESULTS
 from fxdbsr.kernels.triton_configs import Tile, tiles
@@ -35,12 +35,12 @@ from fxdbsr.kernels.triton_measured import (
     LAUNCH,
     MEMORY_ORDER,
     Cost,
+    Load,
     clocks,
     norm,
-    work_clocks,
 )
 
-ENOUGH = 6
+NEAR = 0.1
 LABEL = re.compile(r"us gather(?:, (\d) rows)?, (\d+)x(\d+) w(\d+) s(\d+)")
 Key = tuple[str, int, int, int, int]  # precision, pixels, outputs, warps, stages
 
@@ -63,11 +63,10 @@ class Sample:
     def predicted(self, cost: Cost) -> float:
         """Microseconds by a cost."""
         each = self.work.lanes // self.tile.outputs * ceil(self.layer.pixels / self.tile.pixels)
-        sizes = (each * self.work.unions, each * self.work.steps)
-        epilogue = (self.layer.residual, self.layer.activation)
-        total = work_clocks(cost, self.tile, self.precision, *sizes, *epilogue)
-        ended = clocks(cost, self.tile, self.precision, total, self.work.longest, self.device.processors)
-        memory = self.layer.bytes(self.layer.residual) / self.device.bandwidth
+        sizes = (each * self.work.unions, each * self.work.steps, self.work.longest, self.work.bytes)
+        load = Load(*sizes, self.layer.residual, self.layer.activation)
+        ended = clocks(cost, self.tile, self.precision, load, self.device.processors)
+        memory = self.layer.bytes(self.layer.residual, self.layer.pool) / self.device.bandwidth
         return 1e6 * (LAUNCH + norm(ended / self.device.clock, memory / BANDWIDTH, MEMORY_ORDER))
 
 
@@ -94,14 +93,15 @@ def _of_an_h100() -> Iterator[Sample]:
 
 def _of_an_h200() -> Iterator[Sample]:
     """The planner's tiles on whole layers, sparse and dense, and every tile on those worked by hand."""
-    rows = {row[0]: row for row in HAND}
+    rows = {row[0]: row for row in (*HAND, *MORE)}
     for record in map(json.loads, (RESULTS / "gpu.jsonl").read_text().splitlines()):
         key = record["key"]
         if key["part"] == "layers" and "tile" in record:
             layer = _layer(key, convs)
             yield _sample(layer, *_parsed(f"{record['form']}, {record['tile']}", key), record["us sparse"][1])
             form, tile = _parsed(f"{record['dense form']}, {record['dense tile']}", key)
-            yield _sample(layer.full(), form, tile, record["us dense Triton"][1])
+            if form.rows == 1 or not layer.residual:  # else rows of a tile lay apart when it was measured (round 9)
+                yield _sample(layer.full(), form, tile, record["us dense Triton"][1])
         elif key["part"] == "hand" and min(rows[key["layer"]][6]) >= 16:  # 8x8: its steps are of several columns
             set_precision(key["dtype"])
             layer = layer_of(rows[key["layer"]])
@@ -172,22 +172,27 @@ def root_mean_square(values: Sequence[float]) -> float:
 
 
 def fitted(found: Sequence[Sample], start: Cost) -> Cost:
-    """The cost for which the samples of a tile are predicted best."""
+    """The cost for which the times of a tile on an H200 are predicted best, where these are few near that of both."""
+    both = _fitted(found, _logs(start), 0)
+    logs = _fitted([sample for sample in found if sample.device is H200], both, NEAR)
+    return Cost(*(float(f"{exp(value):.3g}") for value in logs))
+
+
+def _fitted(found: Sequence[Sample], start: Sequence[float], near: float) -> list[float]:
+    """Logarithms of a cost; by how far each is from the start counts `near` times."""
     from scipy.optimize import least_squares
 
     def residuals(logs: Sequence[float]) -> list[float]:
         cost = Cost(*map(exp, logs))
-        return [log(sample.predicted(cost) / sample.microseconds) for sample in found]
+        off = [log(sample.predicted(cost) / sample.microseconds) for sample in found]
+        return off + [near * (one - other) for one, other in zip(logs, start, strict=True)]
 
     best: Callable[..., Any] = least_squares
-    logs = best(residuals, [log(v) for v in (start.fixed, start.step, start.latency)], loss="soft_l1", f_scale=0.1).x
-    return Cost(*(float(f"{exp(value):.3g}") for value in logs))
+    return [float(value) for value in best(residuals, start, loss="soft_l1", f_scale=0.1).x]
 
 
-def fitted_to(found: Sequence[Sample]) -> list[Sample]:
-    """The times of one tile that count in its fit."""
-    of_an_h200 = [sample for sample in found if sample.device is H200]
-    return of_an_h200 if len(of_an_h200) >= ENOUGH else list(found)
+def _logs(cost: Cost) -> list[float]:
+    return [log(cost.fixed), log(cost.step), log(cost.latency)]
 
 
 def main() -> int:
@@ -198,7 +203,7 @@ def main() -> int:
     rows = []
     for key, start in COSTS.items():
         of = [sample for sample in found if sample.key == key]
-        cost = fitted(fitted_to(of), start) if options.fit else start
+        cost = fitted(of, start) if options.fit else start
         row: list[Any] = [*key, cost.fixed, cost.step, cost.latency]
         for device in (H100, H200):
             off = errors([sample for sample in of if sample.device is device], {key: cost}).get(key, [])

@@ -10,19 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from bench.gpu_convs import Conv, Problem
+from bench.gpu_convs import Conv
+from bench.gpu_layers import measure_forms
 from bench.gpu_setting import DTYPES, Case, Setting, set_precision
-from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_roofline import choose, why_dense
-from fxdbsr.kernels.triton_tune import candidates
 
 BATCH = 32
-FORMS = 2  # of which all tiles are tried
 SECONDS = 0.6
-DENSE = "fused cuDNN"  # what a dense layer of a converted model runs
 
 # Batch 32, with a bias, on the data sheet of an H200: 990 / 495 / 67 TFLOP/s (16-bit, tf32, float32), 4.8 TB/s, 132
 # multiprocessors at 1.83 GHz. Dense, what was measured of cuDNN: the longer of 8.4 us (4 in a 1x1 conv that adds
@@ -53,11 +47,6 @@ HAND = [
     # the conv 8.4 + 4 us, then a kernel more that moves 25.7 MB; 1,568 programs of 64x64, 0.067 clocks for each
     # exponential, and two rows that need 2.6 of 4 steps: 23,200 clocks, 12.7 us
     ("an epilogue that cuDNN does not fuse", 256, 1024, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
-    # NEW
-    ("SiLU, wide", 256, 256, 3, 28, "fp16", (128, 32), 0.5, "silu", "sparse"),
-    ("SiLU, four rows", 512, 512, 3, 14, "fp16", (32, 32), 0.3, "silu", "sparse"),
-    ("SiLU, 1x1", 512, 512, 1, 28, "fp16", (128, 32), 0.3, "silu", "sparse"),
-    ("SiLU, short", 512, 256, 1, 14, "fp16", (32, 32), 0.5, "silu", "sparse"),
     # 32 MB at 0.6 of the bandwidth take cuDNN 11 us; two rows need 3.5 of 8 steps: 784 programs of 64x64: 11,800
     # clocks, 6.4 us
     ("cuDNN takes long to start", 512, 128, 1, 28, "fp16", (32, 32), 0.25, "relu", "sparse"),
@@ -83,6 +72,14 @@ HAND = [
     ("a quarter pruned, 7x7", 2048, 512, 1, 7, "fp16", (32, 32), 0.75, "relu", "dense"),
 ]
 
+# Measured beside them, with no verdict: other layers with exponentials, which cuDNN does not fuse.
+MORE = [
+    ("SiLU, wide", 256, 256, 3, 28, "fp16", (128, 32), 0.5, "silu", ""),
+    ("SiLU, four rows", 512, 512, 3, 14, "fp16", (32, 32), 0.3, "silu", ""),
+    ("SiLU, 1x1", 512, 512, 1, 28, "fp16", (128, 32), 0.3, "silu", ""),
+    ("SiLU, short", 512, 256, 1, 14, "fp16", (32, 32), 0.5, "silu", ""),
+]
+
 
 def conv_of(row: tuple[Any, ...]) -> Conv:
     """The conv of a row; it keeps its input's size."""
@@ -103,40 +100,18 @@ def layer_of(row: tuple[Any, ...]) -> Layer:
     return conv_of(row).layer(BATCH, DTYPES[dtype_of(row)], row[6], row[7])
 
 
-def forms_of(layer: Layer, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Every form of the engine that is tried on the layer, by name."""
-    return candidates(layer, device, FORMS)
-
-
 def measure(row: tuple[Any, ...], setting: Setting) -> dict[str, Any]:
     """Errors first, then the times of all that are right."""
     set_precision(dtype_of(row))
     layer = layer_of(row)
     if setting.rehearse:
         layer = conv_of(row).small().layer(2, layer.dtype, row[6], row[7])
-    problem = Problem.of(layer, setting.device, 2 if setting.rehearse else 0)
-    runs, wrong = {DENSE: problem.fused, "dense Triton": problem.dense_triton()}, dict[str, str]()
-    for name, form in forms_of(layer, setting.device).items():
-        run = problem.sparse(**form)
-        reason = problem.why_wrong(run, setting.repeats)
-        if reason is None:
-            runs[name] = run
-        else:
-            wrong[name] = reason
-    model = device_of(setting.device)
-    chosen = DENSE if why_dense(layer, model) else str(choose(layer, model).form)
-    timed = replace(setting, seconds=SECONDS).times({n: problem.in_turn(run) for n, run in runs.items()}, DENSE)
-    found: dict[str, Any] = {"wrong": wrong} if wrong else {}
-    medians = {name: timed[f"us {name}"][1] for name in runs if timed.get(f"us {name}")}
-    if chosen in medians:
-        best = min(medians, key=lambda name: medians[name])
-        found |= {"best": best, "chosen over best": round(medians[chosen] / medians[best], 4)}
-    return found | {"chosen": chosen, **timed}
+    return measure_forms(layer, replace(setting, seconds=SECONDS))
 
 
 def cases(options: Any) -> Iterator[Case]:
     """All rows."""
-    for row in HAND:
+    for row in (*HAND, *MORE):
         yield _case(row)
 
 

@@ -26,18 +26,22 @@ from bench.gpu_setting import BLOCKS, DTYPES, Case, Setting, set_precision
 from fxdbsr.kernels import triton as engine
 from fxdbsr.kernels.triton_device import device_of
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_roofline import choose
+from fxdbsr.kernels.triton_roofline import choose, why_dense
 from fxdbsr.kernels.triton_tune import candidates
 
 PARTS = ("correctness", "layers", "candidates", "tiles", "compile", "bsr")
 CORRECTNESS_BATCH = 2
+FORMS = 2  # of which all tiles are tried
+DENSE = "fused cuDNN"  # what a dense layer of a converted model runs
 RACY = ("bitmask", "3xTF32")  # forms in which compilers have been known to lose a barrier
 
 
 def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
     """Errors first, times only where they are right."""
-    if part in ("correctness", "candidates"):
-        return _measure_forms(part, layer, setting)
+    if part == "correctness":
+        return _correct(layer, setting)
+    if part == "candidates":
+        return measure_forms(layer, setting)
     if part == "tiles":
         return gpu_tiles.measure(layer, setting)
     problem = Problem.of(layer, setting.device, 2 if setting.rehearse else 0)
@@ -71,29 +75,43 @@ def _tiles(layer: Layer, setting: Setting) -> dict[str, str]:
     return {"tile": tile, "dense form": str(dense), "dense tile": dense_tile}
 
 
-def _measure_forms(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
-    """Every form against float64; with `candidates` every tile as well, and the times of those that are right."""
-    problem = Problem.of(layer, setting.device, 1 if part == "correctness" else 0)
-    allowed = replace(layer, allow_3xtf32=True)
-    listed = candidates(allowed, setting.device, 0 if part == "correctness" else 2)
-    runs, found = {}, {}
+def _correct(layer: Layer, setting: Setting) -> dict[str, Any]:
+    """Every form against float64, 3xTF32 too."""
+    problem, found = Problem.of(layer, setting.device, 1), {}
+    listed = candidates(replace(layer, allow_3xtf32=True), setting.device, 0)
     for name, form in listed.items():
-        runs[name] = problem.sparse(**form)
         often = setting.repeats * (50 if any(word in name for word in RACY) and not setting.rehearse else 1)
-        reason = problem.why_wrong(runs[name], often)
+        reason = problem.why_wrong(problem.sparse(**form), often)
         if reason is not None:
             found[name] = reason
-    if found or part == "correctness":
-        return {"wrong": found} if found else {"right": list(runs)}
-    taken = str(choose(layer, device_of(setting.device)).form)
-    timed = setting.times({name: problem.in_turn(run) for name, run in runs.items()}, taken)
-    if not setting.rehearse:
-        medians = {n: timed[f"us {n}"][1] for n in runs if "3xTF32" not in n and f"us {n}" in timed}
+    return {"wrong": found} if found else {"right": list(listed)}
+
+
+def forms_of(layer: Layer, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Every form of the engine, and every tile of the best two, by name."""
+    return candidates(layer, device, FORMS)
+
+
+def measure_forms(layer: Layer, setting: Setting) -> dict[str, Any]:
+    """Every form and many tiles beside the dense convs: errors first, then the times of all that are right."""
+    problem = Problem.of(layer, setting.device, 2 if setting.rehearse else 0)
+    runs, wrong = {DENSE: problem.fused, "dense Triton": problem.dense_triton()}, dict[str, str]()
+    for name, form in forms_of(layer, setting.device).items():
+        run = problem.sparse(**form)
+        reason = problem.why_wrong(run, setting.repeats)
+        if reason is None:
+            runs[name] = run
+        else:
+            wrong[name] = reason
+    model = device_of(setting.device)
+    chosen = DENSE if why_dense(layer, model) else str(choose(layer, model).form)
+    timed = setting.times({n: problem.in_turn(run) for n, run in runs.items()}, DENSE)
+    found: dict[str, Any] = {"wrong": wrong} if wrong else {}
+    medians = {name: timed[f"us {name}"][1] for name in runs if timed.get(f"us {name}")}
+    if chosen in medians:
         best = min(medians, key=lambda name: medians[name])
-        timed |= {"best": best, "chosen": taken}
-        if taken in medians:
-            timed["chosen over best"] = round(medians[taken] / medians[best], 4)
-    return timed
+        found |= {"best": best, "chosen over best": round(medians[chosen] / medians[best], 4)}
+    return found | {"chosen": chosen, **timed}
 
 
 def bsr(problem: Problem) -> Callable[[Tensor, Tensor | None], Any]:

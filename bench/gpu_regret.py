@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 from tabulate import tabulate
 
 from bench.gpu_convs import convs, convs_alone
-from bench.gpu_hand import DENSE, HAND, dtype_of, layer_of
+from bench.gpu_hand import HAND, MORE, dtype_of, layer_of
+from bench.gpu_layers import DENSE
 from bench.gpu_setting import BLOCKS, set_precision
 from bench.gpu_tiles import name, planned
 from bench.tables_text import RESULTS
@@ -56,7 +57,9 @@ def times_h100() -> dict[Case, Times]:
 
 def times_h200() -> dict[Case, Times]:
     """Of each conv, in the form that the planner took then, and dense."""
-    measured = [r for r in _lines("gpu.jsonl") if r["key"]["part"] == "layers" and "tile" in r]
+    measured = [
+        r for r in _lines("gpu.jsonl") if r["key"]["part"] == "layers" and r["key"]["dtype"] == "fp16" and "tile" in r
+    ]
     return {
         _case(r["key"]): {CUDNN: r["us fused cuDNN"][1], _form(f"{r['form']}, {r['tile']}"): r["us sparse"][1]}
         for r in measured
@@ -95,11 +98,11 @@ def regrets() -> list[dict[str, Any]]:
     ]
 
 
-def by_hand() -> list[dict[str, Any]]:
+def by_hand(rows: Sequence[tuple[Any, ...]] = HAND) -> list[dict[str, Any]]:
     """Of each layer worked by hand what the planner takes today and the best of all that was measured, on an H200."""
     found = []
     measured = {r["key"]["layer"]: r for r in _lines("gpu.jsonl") if r["key"]["part"] == "hand"}
-    for row in HAND:
+    for row in rows:
         set_precision(dtype_of(row))
         layer, record = layer_of(row), measured[row[0]]
         times = {key.removeprefix("us "): value[1] for key, value in record.items() if key.startswith("us ") and value}
@@ -134,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
-    found = {"networks": regrets(), "by hand": by_hand()}
+    found = {"networks": regrets(), "by hand": by_hand(), "more": by_hand(MORE)}
     for rows in found.values():
         print(tabulate(rows, headers="keys", floatfmt=".3f"))
     if options.json:

@@ -23,8 +23,8 @@ from fxdbsr.kernels.triton_configs import Tile, tiles
 from fxdbsr.kernels.triton_device import Device
 from fxdbsr.kernels.triton_forms import Form, work
 from fxdbsr.kernels.triton_layer import Layer
-from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
-from fxdbsr.kernels.triton_plan import Choice, choose_tile
+from fxdbsr.kernels.triton_pack import pack, run_length
+from fxdbsr.kernels.triton_plan import Choice, choose_tile, entry_width
 from fxdbsr.kernels.triton_roofline import sparse_forms
 
 SHARED = 227 * 1024  # bytes of shared memory that a program may take on sm_90

@@ -18,8 +18,8 @@ from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_configs import BITMASK, Tile, bitmask_tile, default_tiles, tiles
 from fxdbsr.kernels.triton_cost import bitmask_clocks, fixed_clocks, gather_clocks
 from fxdbsr.kernels.triton_device import Device
-from fxdbsr.kernels.triton_measured import UNMEASURED, cost_of, work_clocks
-from fxdbsr.kernels.triton_plan import choose_depth, lanes
+from fxdbsr.kernels.triton_measured import UNMEASURED, Load, cost_of, work_clocks
+from fxdbsr.kernels.triton_plan import choose_depth, entry_width, lanes
 from fxdbsr.kernels.triton_rows import Row, spans, split_rows, unions, visits
 
 ROWS = (1, 2, 4)
@@ -70,12 +70,14 @@ class Work:
         taken: blocks taken a step, of the bitmask kernel.
         lanes: outputs of a union, padded.
         depth: products of a step along the reduction.
+        bytes: that a step copies of a pixel at a time.
     """
 
     lengths: tuple[int, ...]
     taken: float
     lanes: int
     depth: int
+    bytes: int
 
     @property
     def unions(self) -> int:
@@ -133,12 +135,13 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
         blocks = sum(row.columns.bit_count() for row in rows) * taps
         height, width = grid.block_size
         lengths = tuple(sorted(steps, reverse=True))
-        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width)
+        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width, width * itemsize)
     reductions = [reduction(grid, members) for members in joined]
     widest = max(lanes(sum(row.height for row in members)) for members in joined)
     depth = choose_depth(reductions, itemsize, widest, form.precision)
     lengths = tuple(sorted((-(-n // depth) for n in reductions), reverse=True))
-    return Work(lengths, 1.0, widest, depth)
+    width = entry_width(grid.in_channels, grid.block_size[1], grid.groups, depth)
+    return Work(lengths, 1.0, widest, depth, width * itemsize)
 
 
 def reduction(grid: BlockGrid, members: Sequence[Row]) -> int:
@@ -166,8 +169,8 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     for tile in tiles(device.target, form.precision, work.lanes, work.depth, taps) if form.kernel == "gather" else ():
         cost, each = cost_of(tile, form.precision, device.target), work.lanes // tile.outputs
         if cost is not None:
-            busy = work_clocks(cost, tile, form.precision, each * work.unions, each * work.steps)
-            measured.append(busy / tile.pixels)
+            load = Load(each * work.unions, each * work.steps, work.longest, work.bytes)
+            measured.append(work_clocks(cost, tile, form.precision, load) / tile.pixels)
     if measured:
         return min(measured)
     tile = tiles_of(form, work, taps, device)[0]

@@ -4,30 +4,35 @@ A layer of ResNet-50 or VGG-11 on a tile takes
 
     launch + norm(clocks / clock, bytes / (BANDWIDTH * bandwidth))
     clocks = norm(throughput, latency)
-    throughput = (programs * (fixed + epilogue) + steps * step) / multiprocessors
+    throughput = (programs * (fixed + epilogue) + steps * step) / multiprocessors * uneven
     latency    = START + steps of the longest program * latency
     epilogue   = RESIDUAL * fixed if it adds one, ACTIVATION or ACTIVATION_WIDE for each output that takes exponentials
+    uneven     = (rounds, rounded up / rounds) ^ UNEVEN, a round being RESIDENT programs on every multiprocessor
 
 with norms that are close to maxima, that of clocks more than that with memory. `python -m bench.gpu_fit` holds the
-costs below against what was measured. Steps of half the depth take a share of it. tf32 was measured on one layer: its
-steps have as many bytes as those of 16 bits, and L2, not the matrix unit, limits both.
+costs below against what was measured. Steps of half the depth take a share of it, those that copy less than 64 bytes of
+a pixel at a time NARROW times as long. tf32 was measured on one layer: its steps have as many bytes as those of 16
+bits, and L2, not the matrix unit, limits both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from fxdbsr.kernels.triton_configs import Tile
 
 LAUNCH = 1.19e-6
 START = 4570
-RESIDUAL = 0.64
-ACTIVATION = 0.067
-ACTIVATION_WIDE = 0.111  # in tiles of 128 outputs: fewer programs at a time to hide exponentials behind
+RESIDUAL = 0.53
+ACTIVATION = 0.062
+ACTIVATION_WIDE = 0.114  # in tiles of 128 outputs: fewer programs at a time to hide exponentials behind
 BANDWIDTH = 0.985
 MEMORY_ORDER = 2.27
 UNMEASURED = 1.6  # times what the resource model says is what the tiles that were measured take
-HALF_STEP = {"16": 0.41, "ieee": 0.5, "3xtf32": 0.5}
+HALF_STEP = {"16": 0.47, "ieee": 0.5, "3xtf32": 0.5}
+NARROW, NARROW_BYTES = 1.19, 64
+UNEVEN, RESIDENT = 0.46, 2
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,20 @@ class Cost:
 
 # (precision, pixels, outputs, warps, stages)
 COSTS = {
-    ("16", 128, 128, 8, 3): Cost(3550, 946, 870),
-    ("16", 64, 128, 4, 3): Cost(2060, 582, 696),
-    ("16", 64, 128, 4, 2): Cost(1290, 620, 1130),
-    ("16", 128, 64, 4, 2): Cost(1790, 650, 1240),
-    ("16", 64, 64, 4, 2): Cost(764, 348, 1050),
-    ("16", 64, 64, 4, 4): Cost(1380, 407, 545),
-    ("16", 128, 32, 4, 2): Cost(887, 565, 1410),
-    ("16", 64, 32, 4, 4): Cost(587, 403, 758),
-    ("ieee", 128, 32, 4, 3): Cost(911, 1800, 5020),
-    ("ieee", 64, 32, 4, 3): Cost(405, 1080, 3980),
-    ("ieee", 64, 64, 4, 3): Cost(543, 1590, 4320),
-    ("ieee", 64, 128, 8, 3): Cost(2050, 2960, 4870),
-    ("3xtf32", 128, 32, 4, 3): Cost(1700, 1080, 1810),
-    ("3xtf32", 64, 32, 4, 3): Cost(665, 579, 1870),
+    ("16", 128, 128, 8, 3): Cost(3480, 789, 952),
+    ("16", 64, 128, 4, 3): Cost(1980, 498, 705),
+    ("16", 64, 128, 4, 2): Cost(1410, 554, 1140),
+    ("16", 128, 64, 4, 2): Cost(1930, 598, 1200),
+    ("16", 64, 64, 4, 2): Cost(749, 337, 957),
+    ("16", 64, 64, 4, 4): Cost(1450, 361, 572),
+    ("16", 128, 32, 4, 2): Cost(1110, 516, 1420),
+    ("16", 64, 32, 4, 4): Cost(689, 385, 785),
+    ("ieee", 128, 32, 4, 3): Cost(1230, 1740, 3420),
+    ("ieee", 64, 32, 4, 3): Cost(403, 1090, 2720),
+    ("ieee", 64, 64, 4, 3): Cost(768, 1450, 2370),
+    ("ieee", 64, 128, 8, 3): Cost(3630, 2590, 3730),
+    ("3xtf32", 128, 32, 4, 3): Cost(1830, 1030, 1720),
+    ("3xtf32", 64, 32, 4, 3): Cost(703, 568, 1780),
 }
 
 
@@ -71,36 +76,49 @@ def cost_of(tile: Tile, precision: str, target: str) -> Cost | None:
     return COSTS.get(("16" if precision == "tf32" else precision, tile.pixels, tile.outputs, tile.warps, tile.stages))
 
 
-def work_clocks(
-    cost: Cost,
-    tile: Tile,
-    precision: str,
-    programs: float,
-    steps: float,
-    residual: bool = False,
-    activation: str = "none",
-) -> float:
-    """Clocks of multiprocessors for so many programs, of so many steps together, with that epilogue."""
-    fixed = cost.fixed * (1 + RESIDUAL * residual)
-    if activation in ("silu", "sigmoid"):
-        fixed += (ACTIVATION_WIDE if tile.outputs >= 128 else ACTIVATION) * tile.pixels * tile.outputs
-    return programs * fixed + steps * cost.step * _share(tile, precision)
-
-
-def clocks(cost: Cost, tile: Tile, precision: str, work: float, longest: float, processors: int) -> float:
-    """Clocks until `work_clocks` are done.
+@dataclass(frozen=True)
+class Load:
+    """What a kernel has to do.
 
     Args:
+        programs: of the grid.
+        steps: of all programs.
         longest: steps of the longest program.
+        bytes: that a step copies of a pixel at a time.
+        residual: whether it adds one.
+        activation: by which it ends.
     """
-    return norm(work / processors, START + longest * cost.latency * _share(tile, precision), 4)
+
+    programs: float
+    steps: float
+    longest: float
+    bytes: int = NARROW_BYTES
+    residual: bool = False
+    activation: str = "none"
 
 
-def _share(tile: Tile, precision: str) -> float:
-    """Of a whole step, that one of the tile's depth takes."""
+def work_clocks(cost: Cost, tile: Tile, precision: str, load: Load) -> float:
+    """Clocks of multiprocessors, all of them together."""
+    fixed = cost.fixed * (1 + RESIDUAL * load.residual)
+    if load.activation in ("silu", "sigmoid"):
+        fixed += (ACTIVATION_WIDE if tile.outputs >= 128 else ACTIVATION) * tile.pixels * tile.outputs
+    return load.programs * fixed + load.steps * cost.step * _share(tile, precision, load)
+
+
+def clocks(cost: Cost, tile: Tile, precision: str, load: Load, processors: int) -> float:
+    """Clocks until all is done."""
+    rounds = load.programs / (RESIDENT * processors)
+    uneven = (ceil(rounds) / rounds) ** UNEVEN if rounds > 0.5 else 1
+    busy = work_clocks(cost, tile, precision, load) / processors * uneven
+    return norm(busy, START + load.longest * cost.latency * _share(tile, precision, load), 4)
+
+
+def _share(tile: Tile, precision: str, load: Load) -> float:
+    """Of a whole step of wide copies, that one of the tile's depth takes."""
+    narrow = NARROW if load.bytes < NARROW_BYTES else 1.0
     if tile.depth * (2 if precision == "16" else 4) >= 128:
-        return 1.0
-    return HALF_STEP["16" if precision == "tf32" else precision]
+        return narrow
+    return narrow * HALF_STEP["16" if precision == "tf32" else precision]
 
 
 def norm(a: float, b: float, order: float) -> float:
@@ -120,7 +138,7 @@ class Library:
     Args:
         launch: seconds that any of its convs takes; float32 ones rearrange their tensors.
         efficiency: share of the peak.
-        pointwise: what takes the place of `launch` in fused 1x1 convs that add no residual.
+        pointwise: what takes the place of `launch` in 1x1 convs of stride 1 that add no residual.
         bandwidth: share of the device's.
         adding: the share in convs that add a residual.
         latency: seconds for each 64 products of a sum.

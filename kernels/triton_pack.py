@@ -18,15 +18,10 @@ from torch import Tensor
 
 from fxdbsr.blocks import BlockGrid
 from fxdbsr.kernels.triton_forms import Form, reduction
-from fxdbsr.kernels.triton_plan import Choice, choose_depth, lanes, power_of_two_divisor
+from fxdbsr.kernels.triton_plan import Choice, choose_depth, entry_width, lanes, power_of_two_divisor
 from fxdbsr.kernels.triton_rows import Row, column_masks, spans, split_rows, unions
 
 PADDING = 7 << 24 | 7 << 27
-
-
-def entry_width(in_channels: int, block_width: int, groups: int, depth: int) -> int:
-    """EW: input channels of one entry, the largest power of two that cuts every block evenly."""
-    return power_of_two_divisor(gcd(in_channels // groups, block_width), min(32, depth))
 
 
 def run_length(out_channels: int, block_height: int, groups: int) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, inf, prod
+from math import ceil, gcd, inf, prod
 
 import torch
 from torch import Tensor
 
 from fxdbsr.kernels.triton_configs import PRECISIONS, Tile, default_tiles, tiles
-from fxdbsr.kernels.triton_measured import clocks, cost_of, work_clocks
+from fxdbsr.kernels.triton_measured import Load, clocks, cost_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNELS = ("gather", "bitmask")
@@ -98,6 +98,11 @@ def choose_depth(reduction: Sequence[int], itemsize: int, lanes: int, precision:
 
 
 @cache
+def entry_width(in_channels: int, block_width: int, groups: int, depth: int) -> int:
+    """EW: input channels of one entry, the largest power of two that cuts every block evenly."""
+    return power_of_two_divisor(gcd(in_channels // groups, block_width), min(32, depth))
+
+
 def choose_tile(
     pixels: int,
     unions: int,
@@ -138,8 +143,7 @@ def choose_tile(
         if found is None:
             return inf
         length = steps / max(unions, 1)
-        work = work_clocks(found, tile, precision, programs(tile), programs(tile) * length)
-        return clocks(found, tile, precision, work, length, processors)
+        return clocks(found, tile, precision, Load(programs(tile), programs(tile) * length, length), processors)
 
     listed = tiles(target, precision, lanes, depth, taps)
     tile = min(listed, key=cost)

@@ -38,10 +38,10 @@ from fxdbsr.kernels.triton_measured import (
     LAUNCH,
     MEMORY_ORDER,
     UNMEASURED,
+    Load,
     clocks,
     cost_of,
     norm,
-    work_clocks,
 )
 from fxdbsr.kernels.triton_plan import choose_tile
 from fxdbsr.kernels.triton_schedule import makespan
@@ -49,7 +49,7 @@ from fxdbsr.kernels.triton_schedule import makespan
 if TYPE_CHECKING:
     from fxdbsr.kernels.choice import Case
 
-MARGIN = 1.08
+MARGIN = 1.10
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
@@ -98,7 +98,7 @@ def _cudnn(layer: Layer, device: Device, fused: bool = False) -> float:
     grid, moved = layer.grid, layer.bytes(residual) / device.bandwidth
     reduction, products = prod(grid.weight_shape[1:]), layer.flop / device.peak(layer.precision)
     if device.target == "cuda:90":
-        pointwise = fused and prod(grid.kernel_size) == 1
+        pointwise = prod(grid.kernel_size) == 1 and prod(layer.stride) == 1
         outputs = grid.out_channels // grid.groups
         return CUDNN[layer.precision].seconds(products, moved, reduction, outputs, pointwise, residual)
     latency = _latency(ceil(reduction * layer.dtype.itemsize / 128), device)
@@ -115,8 +115,8 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     found = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
     tile, splits = tiles_of(form, found, taps, device)[0], 1
     if form.kernel == "gather":
-        sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
-        tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
+        shape = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
+        tile, splits = choose_tile(*shape, form.precision, device.processors, device.target)
     slices = found.lanes // (tile.outputs * form.sums)
     inside = layer.pool if form.kernel == "gather" and splits == 1 else 1
     memory = layer.bytes(layer.residual, inside) / device.bandwidth
@@ -126,10 +126,9 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     cost = cost_of(tile, form.precision, device.target) if form.kernel == "gather" else None
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
-        programs = each * found.unions * splits
-        epilogue = (layer.residual, layer.activation)
-        total = work_clocks(cost, tile, form.precision, programs, each * found.steps, *epilogue)
-        ended = clocks(cost, tile, form.precision, total, ceil(found.longest / splits), device.processors)
+        sizes = (each * found.unions * splits, each * found.steps, ceil(found.longest / splits), found.bytes)
+        load = Load(*sizes, layer.residual, layer.activation)
+        ended = clocks(cost, tile, form.precision, load, device.processors)
         return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, MEMORY_ORDER) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
     costs = [fixed + ceil(length / splits) * step for length in found.lengths]

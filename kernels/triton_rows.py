@@ -90,7 +90,18 @@ def cluster(rows: Sequence[Row], size: int, swaps: int = 2000) -> list[list[Row]
         one[i], two[j] = two[j], one[i]
         if visits(one) + visits(two) <= visits(sets[a]) + visits(sets[b]):
             sets[a], sets[b] = one, two
-    return sets
+    return in_order(sets)
+
+
+def in_order(sets: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The same sets, rows with equal columns dealt out in ascending order, so that a tile's outputs lie together.
+
+    A kernel writes them, and reads a residual, in longer pieces then.
+    """
+    alike: dict[int, list[Row]] = {}
+    for row in sorted((row for members in sets for row in members), key=lambda row: row.first, reverse=True):
+        alike.setdefault(row.columns, []).append(row)
+    return [sorted((alike[row.columns].pop() for row in members), key=lambda row: row.first) for members in sets]
 
 
 def spans(grid: BlockGrid, members: Sequence[Row]) -> list[tuple[int, int, int]]:

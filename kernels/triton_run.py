@@ -16,8 +16,8 @@ from fxdbsr.kernels.pool import max_pool
 from fxdbsr.kernels.triton_call import Call
 from fxdbsr.kernels.triton_configs import Tile, bitmask_tile
 from fxdbsr.kernels.triton_device import device_of
-from fxdbsr.kernels.triton_pack import entry_width, run_length
-from fxdbsr.kernels.triton_plan import Choice, precision_of, tile_of
+from fxdbsr.kernels.triton_pack import run_length
+from fxdbsr.kernels.triton_plan import Choice, entry_width, precision_of, tile_of
 
 LIMIT = 2**31
 

@@ -258,7 +258,7 @@ def partitioned(jobs: list[Any], function: Any) -> tuple[list[Any], list[Any]]:
 def test_every_form_that_is_repeated_or_worked_by_hand_is_compiled_ahead() -> None:
     options = gpu.parse(["--part", "hand", "hazards", "--dtype", "bf16", "fp32"])
     rows, repeats = partitioned(gpu_ahead.jobs(options), gpu_ahead.compile_hand)
-    assert rows == [(row,) for row in gpu_hand.HAND]
+    assert rows == [(row,) for row in (*gpu_hand.HAND, *gpu_hand.MORE)]
     assert repeats == [(name, dtype) for name in CONVS for dtype in ("bf16", "fp32")]
 
 
@@ -277,7 +277,11 @@ def test_what_is_compiled_ahead_is_what_the_cases_run() -> None:
     names = [*gpu_ahead.kernels_of("correctness", layer)]
     assert sorted(names) == sorted(candidates(replace(layer, allow_3xtf32=True), torch.device("cpu"), 0))
     assert any("3xTF32" in name for name in names)
+    assert [*gpu_ahead.kernels_of("layers", layer)] == ["chosen", "3xTF32"]
+    set_precision("fp16")
+    layer = CONVS["3x3"].layer(2, torch.float16, (32, 32), 0.5)
     assert [*gpu_ahead.kernels_of("layers", layer)] == ["chosen"]
+    assert gpu_ahead.kernels_of("candidates", layer) == candidates(layer, torch.device("cpu"), gpu_layers.FORMS)
 
 
 def test_a_compiler_that_crashes_ahead_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,19 @@ from itertools import pairwise
 import pytest
 
 from fxdbsr.kernels.triton_configs import HOPPER, Tile, tiles
-from fxdbsr.kernels.triton_measured import CUDNN, START, Library, clocks, cost_of, norm, work_clocks
+from fxdbsr.kernels.triton_measured import (
+    CUDNN,
+    NARROW,
+    NARROW_BYTES,
+    START,
+    UNEVEN,
+    Library,
+    Load,
+    clocks,
+    cost_of,
+    norm,
+    work_clocks,
+)
 
 LARGE = tiles("cuda:90", "16", 128, 64, 9)[0]
 LISTED = {
@@ -25,15 +37,16 @@ def test_every_tile_of_an_h100_was_measured_and_costs_more_with_more_to_do(preci
         pytest.skip("for a Triton that was not measured")
     cost = cost_of(tile, precision, "cuda:90")
     assert cost is not None
-    work = [work_clocks(cost, tile, precision, programs, 8 * programs) for programs in (100, 200, 1000, 10_000)]
+    loads = [Load(programs, 8 * programs, 8) for programs in (100, 200, 1000, 10_000)]
+    work = [work_clocks(cost, tile, precision, load) for load in loads]
     assert work == sorted(work)
     assert work[-1] == pytest.approx(100 * work[0])
-    times = [clocks(cost, tile, precision, each, 8, 132) for each in work]
+    times = [clocks(cost, tile, precision, load, 132) for load in loads]
     assert all(a < b for a, b in pairwise(times))
-    assert work_clocks(cost, tile, precision, 100, 900) > work[0]
+    assert work_clocks(cost, tile, precision, replace(loads[0], steps=900)) > work[0]
     relu, silu, added, both = (
-        work_clocks(cost, tile, precision, 100, 800, *epilogue)
-        for epilogue in ((False, "relu"), (False, "silu"), (True, "relu"), (True, "silu"))
+        work_clocks(cost, tile, precision, replace(loads[0], residual=residual, activation=activation))
+        for residual, activation in ((False, "relu"), (False, "silu"), (True, "relu"), (True, "silu"))
     )
     assert work[0] == relu < min(silu, added) <= max(silu, added) < both
 
@@ -42,7 +55,7 @@ def test_exponentials_cost_more_an_output_in_wide_tiles() -> None:
     def of_an_output(tile: Tile, activation: str) -> float:
         cost = cost_of(tile, "16", "cuda:90")
         assert cost is not None
-        one, two = (work_clocks(cost, tile, "16", 1, 0, False, name) for name in ("relu", activation))
+        one, two = (work_clocks(cost, tile, "16", Load(1, 0, 0, activation=name)) for name in ("relu", activation))
         return (two - one) / (tile.pixels * tile.outputs)
 
     for activation in ("silu", "sigmoid"):
@@ -71,15 +84,37 @@ def test_steps_of_half_the_depth_cost_less_but_not_nothing() -> None:
         tile = tiles("cuda:90", precision, 128, depth, 9)[0]
         cost = cost_of(tile, precision, "cuda:90")
         assert cost is not None
-        whole, half = (work_clocks(cost, replace(tile, depth=d), precision, 0, 100) for d in (depth, depth // 2))
+        load = Load(0, 100, 100)
+        whole, half = (work_clocks(cost, replace(tile, depth=d), precision, load) for d in (depth, depth // 2))
         assert 0.3 * whole < half < 0.7 * whole
 
 
 def test_the_longest_program_bounds_the_time() -> None:
     cost = cost_of(LARGE, "16", "cuda:90")
     assert cost is not None
-    assert clocks(cost, LARGE, "16", 0, 100, 132) == pytest.approx(START + 100 * cost.latency)
-    assert clocks(cost, LARGE, "16", 1e9, 0, 132) == pytest.approx(1e9 / 132)
+    assert clocks(cost, LARGE, "16", Load(0, 0, 100), 132) == pytest.approx(START + 100 * cost.latency)
+    programs = 264 * 10_000
+    assert clocks(cost, LARGE, "16", Load(programs, 0, 0), 132) == pytest.approx(programs * cost.fixed / 132)
+
+
+def test_rounds_that_are_not_full_take_longer_than_their_share_but_not_as_long_as_full_ones() -> None:
+    cost = cost_of(LARGE, "16", "cuda:90")
+    assert cost is not None
+    full, over, half, two = (
+        clocks(cost, LARGE, "16", Load(programs, 1e4 * programs, 0), 132) for programs in (264, 265, 396, 528)
+    )
+    assert 1.01 * full < over < half < two == pytest.approx(2 * full, rel=0.001)
+    assert over == pytest.approx(full * (265 / 264) * (2 * 264 / 265) ** UNEVEN, rel=0.001)
+    few = [clocks(cost, LARGE, "16", Load(programs, 1e4 * programs, 0), 132) for programs in (33, 66, 132)]
+    assert few == pytest.approx([full / 8, full / 4, full / 2], rel=0.001)
+
+
+def test_steps_that_copy_narrow_pieces_take_longer() -> None:
+    cost = cost_of(LARGE, "16", "cuda:90")
+    assert cost is not None
+    wide, narrow = (work_clocks(cost, LARGE, "16", Load(0, 100, 100, width)) for width in (NARROW_BYTES, 32))
+    assert narrow == pytest.approx(NARROW * wide)
+    assert NARROW > 1
 
 
 @pytest.mark.parametrize("order", [2.1, 4, 6])

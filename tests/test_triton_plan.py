@@ -18,8 +18,16 @@ from fxdbsr.kernels.triton_cost import bitmask_clocks, gather_clocks
 from fxdbsr.kernels.triton_device import A100, H100, H200, MI300X, Device, device_of, overlaps
 from fxdbsr.kernels.triton_forms import Form, by_work, forms, why_not_bitmask, work
 from fxdbsr.kernels.triton_layer import Layer, random_columns
-from fxdbsr.kernels.triton_pack import entry_width, pack, run_length
-from fxdbsr.kernels.triton_plan import Choice, choose_depth, choose_tile, packed_weights, precision_of, tile_of
+from fxdbsr.kernels.triton_pack import pack, run_length
+from fxdbsr.kernels.triton_plan import (
+    Choice,
+    choose_depth,
+    choose_tile,
+    entry_width,
+    packed_weights,
+    precision_of,
+    tile_of,
+)
 from fxdbsr.kernels.triton_roofline import (
     choose,
     library_seconds,
