@@ -3,7 +3,7 @@
     python -m bench.gpu_fit [--fit]
 
 Prints how far the committed costs are off the times of an H100 in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, and of an
-H200 in `gpu.jsonl` (parts `layers` and `hand`), tile by tile; with --fit those that least squares of their logarithms
+H200 in `gpu.jsonl` (parts `layers`, `candidates` and `hand`), tile by tile; with --fit those that least squares of their logarithms
 give today (it needs scipy): to both GPUs, then from there to the H200.
 """
 
@@ -102,18 +102,28 @@ def _of_an_h200() -> Iterator[Sample]:
             form, tile = _parsed(f"{record['dense form']}, {record['dense tile']}", key)
             if form.rows == 1 or not layer.residual:  # else rows of a tile lay apart when it was measured (round 9)
                 yield _sample(layer.full(), form, tile, record["us dense Triton"][1])
+        elif key["part"] == "candidates":
+            yield from _of_forms(_layer(key, convs), record)
         elif key["part"] == "hand" and min(rows[key["layer"]][6]) >= 16:  # 8x8: its steps are of several columns
             set_precision(key["dtype"])
-            layer = layer_of(rows[key["layer"]])
-            for label in record:
-                parsed = LABEL.fullmatch(label)
-                if parsed is not None:
-                    form = Form("gather", int(parsed[1] or 1), layer.precision)
-                    done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
-                    listed = tiles("cuda:90", form.precision, done.lanes, done.depth, prod(layer.grid.kernel_size))
-                    shape = tuple(map(int, parsed.groups()[1:]))
-                    tile = next(t for t in listed if (t.pixels, t.outputs, t.warps, t.stages) == shape)
-                    yield _sample(layer, form, tile, record[label][1])
+            yield from _of_forms(layer_of(rows[key["layer"]]), record)
+
+
+def _of_forms(layer: Layer, record: Mapping[str, Any]) -> Iterator[Sample]:
+    for form, tile, microseconds in timed_tiles(layer, record):
+        yield _sample(layer, form, tile, microseconds)
+
+
+def timed_tiles(layer: Layer, record: Mapping[str, Any]) -> Iterator[tuple[Form, Tile, float]]:
+    """Forms, tiles and microseconds of a record of `bench.gpu_layers.measure_forms`; its precision must be set."""
+    for label, said in record.items():
+        parsed = LABEL.fullmatch(label)
+        if parsed is not None:
+            form = Form("gather", int(parsed[1] or 1), layer.precision)
+            done = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
+            listed = tiles("cuda:90", form.precision, done.lanes, done.depth, prod(layer.grid.kernel_size))
+            shape = tuple(map(int, parsed.groups()[1:]))
+            yield form, next(t for t in listed if (t.pixels, t.outputs, t.warps, t.stages) == shape), said[1]
 
 
 def _layer(key: Mapping[str, Any], listed: Callable[[str], Mapping[Conv, int]]) -> Layer:

@@ -21,6 +21,7 @@ import torch
 from tabulate import tabulate
 
 from bench.gpu_convs import convs, convs_alone
+from bench.gpu_fit import timed_tiles
 from bench.gpu_hand import HAND, MORE, dtype_of, layer_of
 from bench.gpu_layers import DENSE
 from bench.gpu_setting import BLOCKS, set_precision
@@ -56,14 +57,19 @@ def times_h100() -> dict[Case, Times]:
 
 
 def times_h200() -> dict[Case, Times]:
-    """Of each conv, in the form that the planner took then, and dense."""
-    measured = [
-        r for r in _lines("gpu.jsonl") if r["key"]["part"] == "layers" and r["key"]["dtype"] == "fp16" and "tile" in r
-    ]
-    return {
-        _case(r["key"]): {CUDNN: r["us fused cuDNN"][1], _form(f"{r['form']}, {r['tile']}"): r["us sparse"][1]}
-        for r in measured
-    }
+    """Of each conv, in the form that the planner took then, and dense; of some in many forms and tiles."""
+    found: dict[Case, Times] = {}
+    for record in _lines("gpu.jsonl"):
+        key = record["key"]
+        if key["part"] == "layers" and "tile" in record and key["dtype"] == "fp16":
+            sparse = _form(f"{record['form']}, {record['tile']}")
+            found[_case(key)] = {CUDNN: record["us fused cuDNN"][1], sparse: record["us sparse"][1]}
+        elif key["part"] == "candidates":  # in one run: of the other only what this one lacks
+            conv = next(conv for conv in convs(key["model"]) if conv.name == key["layer"])
+            layer = conv.layer(key["batch"], torch.float16, BLOCKS[key["block"]], 1 - key["sparsity"] / 100)
+            of = {(form.rows, name(tile)): us for form, tile, us in timed_tiles(layer, record)}
+            found[_case(key)] |= {CUDNN: record["us fused cuDNN"][1], **of}
+    return found
 
 
 def taken(layer: Layer, measured: Times, device: Device) -> float:
