@@ -4,7 +4,8 @@
 
 Prints how far the committed costs are off the times of an H100 in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, and of an
 H200 in `gpu.jsonl` (parts `layers`, `candidates` and `hand`), tile by tile; with --fit those that least squares of their logarithms
-give today (it needs scipy): to both GPUs, then from there to the H200.
+give today (it needs scipy): to both GPUs, then from there to the H200. Times in which some multiprocessors have much
+more to do than others say less of a tile and do not count.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from fxdbsr.kernels.triton_measured import (
     Load,
     clocks,
     norm,
+    resident,
 )
 
-NEAR = 0.1
+NEAR, EVEN = 0.1, 1.2
 LABEL = re.compile(r"us gather(?:, (\d) rows)?, (\d+)x(\d+) w(\d+) s(\d+)")
 Key = tuple[str, int, int, int, int]  # precision, pixels, outputs, warps, stages
 
@@ -60,9 +62,20 @@ class Sample:
     def key(self) -> Key:
         return self.precision, self.tile.pixels, self.tile.outputs, self.tile.warps, self.tile.stages
 
+    @property
+    def each(self) -> int:
+        """Programs of each union."""
+        return self.work.lanes // self.tile.outputs * ceil(self.layer.pixels / self.tile.pixels)
+
+    @property
+    def even(self) -> bool:
+        """True unless all run at once and the busiest multiprocessor has more than EVEN times the average."""
+        programs = self.each * self.work.unions / self.device.processors
+        return not 1 < programs <= resident(self.tile, self.precision) or ceil(programs) / programs <= EVEN
+
     def predicted(self, cost: Cost) -> float:
         """Microseconds by a cost."""
-        each = self.work.lanes // self.tile.outputs * ceil(self.layer.pixels / self.tile.pixels)
+        each = self.each
         sizes = (each * self.work.unions, each * self.work.steps, self.work.longest, self.work.bytes)
         load = Load(*sizes, self.layer.residual, self.layer.activation)
         ended = clocks(cost, self.tile, self.precision, load, self.device.processors)
@@ -183,8 +196,9 @@ def root_mean_square(values: Sequence[float]) -> float:
 
 def fitted(found: Sequence[Sample], start: Cost) -> Cost:
     """The cost for which the times of a tile on an H200 are predicted best, where these are few near that of both."""
-    both = _fitted(found, _logs(start), 0)
-    logs = _fitted([sample for sample in found if sample.device is H200], both, NEAR)
+    full = [sample for sample in found if sample.even]
+    both = _fitted(full, _logs(start), 0)
+    logs = _fitted([sample for sample in full if sample.device is H200], both, NEAR)
     return Cost(*(float(f"{exp(value):.3g}") for value in logs))
 
 

@@ -7,7 +7,8 @@ A layer of ResNet-50 or VGG-11 on a tile takes
     throughput = (programs * (fixed + epilogue) + steps * step) / multiprocessors * uneven
     latency    = START + steps of the longest program * latency
     epilogue   = RESIDUAL * fixed if it adds one, ACTIVATION or ACTIVATION_WIDE for each output that takes exponentials
-    uneven     = (rounds, rounded up / rounds) ^ UNEVEN, a round being RESIDENT programs on every multiprocessor
+    uneven     = (n, rounded up / n) ^ UNEVEN of n programs a multiprocessor while all run at once, else (pairs, rounded
+                 up / pairs) ^ UNEVEN_PAIRS
 
 with norms that are close to maxima, that of clocks more than that with memory. `python -m bench.gpu_fit` holds the
 costs below against what was measured. Steps of half the depth take a share of it, those that copy less than 64 bytes of
@@ -24,15 +25,17 @@ from fxdbsr.kernels.triton_configs import Tile
 
 LAUNCH = 1.19e-6
 START = 4570
-RESIDUAL = 0.53
-ACTIVATION = 0.062
-ACTIVATION_WIDE = 0.114  # in tiles of 128 outputs: fewer programs at a time to hide exponentials behind
+RESIDUAL = 0.5
+ACTIVATION = 0.063
+ACTIVATION_WIDE = 0.108  # in tiles of 128 outputs: fewer programs at a time to hide exponentials behind
 BANDWIDTH = 0.985
 MEMORY_ORDER = 2.27
 UNMEASURED = 1.6  # times what the resource model says is what the tiles that were measured take
-HALF_STEP = {"16": 0.47, "ieee": 0.5, "3xtf32": 0.5}
-NARROW, NARROW_BYTES = 1.19, 64
-UNEVEN, RESIDENT = 0.46, 2
+HALF_STEP = {"16": 0.62, "ieee": 0.5, "3xtf32": 0.5}
+NARROW, NARROW_BYTES = 1.2, 64
+UNEVEN, UNEVEN_PAIRS = 0.8, 0.45
+SHARED_BYTES, RESERVED_BYTES = 232_448, 1024  # of a multiprocessor, and of a program beside its tiles
+THREADS = 512  # that have 128 registers each
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,20 @@ class Cost:
 
 # (precision, pixels, outputs, warps, stages)
 COSTS = {
-    ("16", 128, 128, 8, 3): Cost(3480, 789, 952),
-    ("16", 64, 128, 4, 3): Cost(1980, 498, 705),
-    ("16", 64, 128, 4, 2): Cost(1410, 554, 1140),
-    ("16", 128, 64, 4, 2): Cost(1930, 598, 1200),
-    ("16", 64, 64, 4, 2): Cost(749, 337, 957),
-    ("16", 64, 64, 4, 4): Cost(1450, 361, 572),
-    ("16", 128, 32, 4, 2): Cost(1110, 516, 1420),
-    ("16", 64, 32, 4, 4): Cost(689, 385, 785),
-    ("ieee", 128, 32, 4, 3): Cost(1230, 1740, 3420),
-    ("ieee", 64, 32, 4, 3): Cost(403, 1090, 2720),
-    ("ieee", 64, 64, 4, 3): Cost(768, 1450, 2370),
-    ("ieee", 64, 128, 8, 3): Cost(3630, 2590, 3730),
-    ("3xtf32", 128, 32, 4, 3): Cost(1830, 1030, 1720),
-    ("3xtf32", 64, 32, 4, 3): Cost(703, 568, 1780),
+    ("16", 128, 128, 8, 3): Cost(3310, 818, 1070),
+    ("16", 64, 128, 4, 3): Cost(1760, 517, 686),
+    ("16", 64, 128, 4, 2): Cost(1360, 565, 1150),
+    ("16", 128, 64, 4, 2): Cost(1730, 636, 1340),
+    ("16", 64, 64, 4, 2): Cost(737, 347, 1050),
+    ("16", 64, 64, 4, 4): Cost(1290, 387, 665),
+    ("16", 128, 32, 4, 2): Cost(930, 576, 1180),
+    ("16", 64, 32, 4, 4): Cost(955, 276, 1520),
+    ("ieee", 128, 32, 4, 3): Cost(1240, 1740, 3820),
+    ("ieee", 64, 32, 4, 3): Cost(500, 990, 4440),
+    ("ieee", 64, 64, 4, 3): Cost(715, 1490, 3340),
+    ("ieee", 64, 128, 8, 3): Cost(3610, 2600, 3690),
+    ("3xtf32", 128, 32, 4, 3): Cost(1880, 1010, 2680),
+    ("3xtf32", 64, 32, 4, 3): Cost(743, 554, 2480),
 }
 
 
@@ -107,10 +110,23 @@ def work_clocks(cost: Cost, tile: Tile, precision: str, load: Load) -> float:
 
 def clocks(cost: Cost, tile: Tile, precision: str, load: Load, processors: int) -> float:
     """Clocks until all is done."""
-    rounds = load.programs / (RESIDENT * processors)
-    uneven = (ceil(rounds) / rounds) ** UNEVEN if rounds > 0.5 else 1
-    busy = work_clocks(cost, tile, precision, load) / processors * uneven
+    busy = work_clocks(cost, tile, precision, load) / processors * uneven(tile, precision, load.programs / processors)
     return norm(busy, START + load.longest * cost.latency * _share(tile, precision, load), 4)
+
+
+def resident(tile: Tile, precision: str) -> int:
+    """Programs that a multiprocessor runs at a time."""
+    stage = (tile.pixels + tile.outputs) * tile.depth * (2 if precision == "16" else 4)
+    return max(1, min(SHARED_BYTES // (tile.stages * stage + RESERVED_BYTES), THREADS // (32 * tile.warps)))
+
+
+def uneven(tile: Tile, precision: str, each: float) -> float:
+    """How much longer the busiest multiprocessor takes than all on average, of `each` programs on average."""
+    if each <= 1:
+        return 1.0
+    if each <= resident(tile, precision):
+        return float((ceil(each) / each) ** UNEVEN)
+    return float((ceil(each / 2) / (each / 2)) ** UNEVEN_PAIRS)
 
 
 def _share(tile: Tile, precision: str, load: Load) -> float:

@@ -49,7 +49,7 @@ from fxdbsr.kernels.triton_schedule import makespan
 if TYPE_CHECKING:
     from fxdbsr.kernels.choice import Case
 
-MARGIN = 1.10
+MARGIN = 1.12
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
