@@ -76,8 +76,8 @@ class Sample:
     def predicted(self, cost: Cost) -> float:
         """Microseconds by a cost."""
         each = self.each
-        sizes = (each * self.work.unions, each * self.work.steps, self.work.longest, self.work.bytes)
-        load = Load(*sizes, self.layer.residual, self.layer.activation)
+        sizes = (each * self.work.unions, each * self.work.steps, self.work.longest)
+        load = Load(*sizes, self.work.bytes, self.work.piece, self.layer.residual, self.layer.activation)
         ended = clocks(cost, self.tile, self.precision, load, self.device.processors)
         memory = self.layer.bytes(self.layer.residual, self.layer.pool) / self.device.bandwidth
         return 1e6 * (LAUNCH + norm(ended / self.device.clock, memory / BANDWIDTH, MEMORY_ORDER))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -71,6 +72,7 @@ class Work:
         lanes: outputs of a union, padded.
         depth: products of a step along the reduction.
         bytes: that a step copies of a pixel at a time.
+        piece: bytes of neighbouring outputs that a program writes, on average.
     """
 
     lengths: tuple[int, ...]
@@ -78,6 +80,7 @@ class Work:
     lanes: int
     depth: int
     bytes: int
+    piece: float
 
     @property
     def unions(self) -> int:
@@ -135,13 +138,14 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
         blocks = sum(row.columns.bit_count() for row in rows) * taps
         height, width = grid.block_size
         lengths = tuple(sorted(steps, reverse=True))
-        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width, width * itemsize)
+        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width, width * itemsize, height * itemsize)
     reductions = [reduction(grid, members) for members in joined]
     widest = max(lanes(sum(row.height for row in members)) for members in joined)
     depth = choose_depth(reductions, itemsize, widest, form.precision)
     lengths = tuple(sorted((-(-n // depth) for n in reductions), reverse=True))
     width = entry_width(grid.in_channels, grid.block_size[1], grid.groups, depth)
-    return Work(lengths, 1.0, widest, depth, width * itemsize)
+    pieces = sum(a.first + a.height != b.first for members in joined for a, b in pairwise(members)) + len(joined)
+    return Work(lengths, 1.0, widest, depth, width * itemsize, itemsize * grid.out_channels / pieces)
 
 
 def reduction(grid: BlockGrid, members: Sequence[Row]) -> int:
@@ -169,7 +173,7 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     for tile in tiles(device.target, form.precision, work.lanes, work.depth, taps) if form.kernel == "gather" else ():
         cost, each = cost_of(tile, form.precision, device.target), work.lanes // tile.outputs
         if cost is not None:
-            load = Load(each * work.unions, each * work.steps, work.longest, work.bytes)
+            load = Load(each * work.unions, each * work.steps, work.longest, work.bytes, work.piece)
             measured.append(work_clocks(cost, tile, form.precision, load) / tile.pixels)
     if measured:
         return min(measured)

@@ -49,7 +49,7 @@ from fxdbsr.kernels.triton_schedule import makespan
 if TYPE_CHECKING:
     from fxdbsr.kernels.choice import Case
 
-MARGIN = 1.12
+MARGIN = 1.125
 PRECISION_NAMES = {"16": "16-bit", "tf32": "tf32", "ieee": "ieee float32", "3xtf32": "3xTF32"}
 
 
@@ -126,8 +126,8 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     cost = cost_of(tile, form.precision, device.target) if form.kernel == "gather" else None
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
-        sizes = (each * found.unions * splits, each * found.steps, ceil(found.longest / splits), found.bytes)
-        load = Load(*sizes, layer.residual, layer.activation)
+        sizes = (each * found.unions * splits, each * found.steps, ceil(found.longest / splits))
+        load = Load(*sizes, found.bytes, found.piece, layer.residual, layer.activation)
         ended = clocks(cost, tile, form.precision, load, device.processors)
         return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, MEMORY_ORDER) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)
