@@ -32,6 +32,7 @@ from fxdbsr.kernels.triton_pixels import larger
 TILES = ((8, 16), (4, 32), (16, 8))  # pixels; the rows and columns of a tile hold whole windows
 AHEAD = 64  # products of a pixel up to which three tiles fit in shared memory
 WARPS = {"cuda:90": 4}  # elsewhere both operands lie in registers, of which four warps have too few
+LEAST = {"cuda:90": 64}  # outputs of which the matrix unit takes the weights from shared memory; 16 elsewhere
 PROGRAMS = 4  # that one multiprocessor runs at a time
 
 
@@ -167,11 +168,11 @@ def conv(
     call = Call(input, bias, None, output, kernel, stride, padding, dilation, activation, negative_slope, inside)
     constants = call.constants()
     height, width = tile_of(spatial)
-    lanes = min(64, max(16, triton.next_power_of_2(outputs)))
+    device = device_of(input.device)
+    lanes = min(64, max(LEAST.get(device.target, 16), triton.next_power_of_2(outputs)))
     depth = max(16, triton.next_power_of_2(kernel[1] * CHANNELS))
     parts = triton.cdiv(outputs, lanes)
     tiles = input.shape[0] * triton.cdiv(constants["P"], height) * triton.cdiv(constants["Q"], width)
-    device = device_of(input.device)
     turns = triton.cdiv(tiles * parts, PROGRAMS * device.processors)  # tiles of a program
     pixels = pixels_read(input, kernel, stride, padding, dilation, spatial)
     with torch.cuda.device_of(input):

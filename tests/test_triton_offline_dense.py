@@ -49,6 +49,7 @@ class Compiles:
 STEMS = {
     "ResNet": ((3, 224), (64, 7, 2, 3)),
     "VGG": ((3, 224), (64, 3, 1, 1)),
+    "VGG, half of its channels dead": ((3, 224), (32, 3, 1, 1)),
     "EfficientNet": ((3, 224), (32, 3, 2, 1)),
     "ConvNeXt": ((3, 224), (96, 4, 4, 0)),
     "four channels": ((4, 64), (64, 7, 4, 3)),
@@ -72,7 +73,7 @@ def test_first_convs_multiply_on_the_matrix_unit_without_spills(
     (facts,) = compiled.facts
     assert [found.spills for found in (facts, *copies.facts)] == [0, 0]
     assert facts.unsettled == ()
-    assert facts.matrix == MATRIX[target][0 if outputs >= 64 else -1]
+    assert facts.matrix == MATRIX[target][0 if outputs >= 64 or target == "cuda:90" else -1]
 
 
 @pytest.mark.parametrize("target", GPUS)
