@@ -3,9 +3,9 @@
     python -m bench.gpu_fit [--fit]
 
 Prints how far the committed costs are off the times of an H100 in `gpu_tiles.jsonl` and `gpu_rounds.jsonl`, and of an
-H200 in `gpu.jsonl` (parts `layers`, `candidates` and `hand`), tile by tile; with --fit those that least squares of their logarithms
-give today (it needs scipy): to both GPUs, then from there to the H200. Times in which some multiprocessors have much
-more to do than others say less of a tile and do not count.
+H200 in `gpu.jsonl` (parts `layers`, `candidates`, `hand`), tile by tile; with --fit those that least squares of their
+logarithms give today (it needs scipy): to both GPUs, then from there to the H200. Times in which some multiprocessors
+have much more to do than others say less of a tile and do not count.
 """
 
 from __future__ import annotations
@@ -69,9 +69,16 @@ class Sample:
 
     @property
     def even(self) -> bool:
-        """True unless all run at once and the busiest multiprocessor has more than EVEN times the average."""
+        """True unless all run at once and the busiest multiprocessor has more than EVEN times the average.
+
+        Also in float32, of which there are few times.
+        """
         programs = self.each * self.work.unions / self.device.processors
-        return not 1 < programs <= resident(self.tile, self.precision) or ceil(programs) / programs <= EVEN
+        return (
+            self.precision != "16"
+            or not 1 < programs <= resident(self.tile, self.precision)
+            or ceil(programs) / programs <= EVEN
+        )
 
     def predicted(self, cost: Cost) -> float:
         """Microseconds by a cost."""

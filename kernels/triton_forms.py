@@ -138,7 +138,8 @@ def work(grid: BlockGrid, columns: tuple[int, ...], form: Form, itemsize: int) -
         blocks = sum(row.columns.bit_count() for row in rows) * taps
         height, width = grid.block_size
         lengths = tuple(sorted(steps, reverse=True))
-        return Work(lengths, blocks / max(sum(steps), 1), form.rows * height, width, width * itemsize, height * itemsize)
+        taken = blocks / max(sum(steps), 1)
+        return Work(lengths, taken, form.rows * height, width, width * itemsize, height * itemsize)
     reductions = [reduction(grid, members) for members in joined]
     widest = max(lanes(sum(row.height for row in members)) for members in joined)
     depth = choose_depth(reductions, itemsize, widest, form.precision)

@@ -12,13 +12,16 @@ from fxdbsr.kernels.triton_measured import (
     CUDNN,
     NARROW,
     NARROW_BYTES,
+    SCATTERED,
     START,
     UNEVEN,
+    UNEVEN_PAIRS,
     Library,
     Load,
     clocks,
     cost_of,
     norm,
+    resident,
     work_clocks,
 )
 
@@ -94,19 +97,36 @@ def test_the_longest_program_bounds_the_time() -> None:
     assert cost is not None
     assert clocks(cost, LARGE, "16", Load(0, 0, 100), 132) == pytest.approx(START + 100 * cost.latency)
     programs = 264 * 10_000
-    assert clocks(cost, LARGE, "16", Load(programs, 0, 0), 132) == pytest.approx(programs * cost.fixed / 132)
+    busy = programs * cost.fixed * (1 + SCATTERED / 256)
+    assert clocks(cost, LARGE, "16", Load(programs, 0, 0), 132) == pytest.approx(busy / 132)
 
 
-def test_rounds_that_are_not_full_take_longer_than_their_share_but_not_as_long_as_full_ones() -> None:
+def test_a_multiprocessor_runs_as_many_programs_as_its_memory_and_registers_hold() -> None:
+    of = {(t.pixels, t.outputs, t.stages): resident(t, p) for p, t in LISTED if p == "16"}
+    assert of[128, 128, 3] == 2
+    assert of[64, 128, 3] == 3  # 72 KiB each of 227
+    assert of[64, 128, 2] == of[64, 64, 2] == 4  # 128 threads with 128 registers each
+    assert resident(replace(LARGE, stages=8), "16") == 1
+
+
+def test_the_busiest_multiprocessor_counts_more_than_the_average_but_not_alone() -> None:
     cost = cost_of(LARGE, "16", "cuda:90")
     assert cost is not None
-    full, over, half, two = (
-        clocks(cost, LARGE, "16", Load(programs, 1e4 * programs, 0), 132) for programs in (264, 265, 396, 528)
-    )
-    assert 1.01 * full < over < half < two == pytest.approx(2 * full, rel=0.001)
-    assert over == pytest.approx(full * (265 / 264) * (2 * 264 / 265) ** UNEVEN, rel=0.001)
-    few = [clocks(cost, LARGE, "16", Load(programs, 1e4 * programs, 0), 132) for programs in (33, 66, 132)]
-    assert few == pytest.approx([full / 8, full / 4, full / 2], rel=0.001)
+
+    def of(programs: int) -> float:
+        return clocks(cost, LARGE, "16", Load(programs, 1e4 * programs, 0), 132)
+
+    assert of(264) < of(265) < of(396) < of(528) == pytest.approx(2 * of(264), rel=0.001)
+    assert of(265) == pytest.approx(of(264) * (265 / 264) * (2 * 264 / 265) ** UNEVEN_PAIRS, rel=0.001)
+    assert of(198) == pytest.approx(of(264) * (198 / 264) * (2 / 1.5) ** UNEVEN, rel=0.001)
+    assert [of(33), of(66), of(132)] == pytest.approx([of(264) / 8, of(264) / 4, of(264) / 2], rel=0.001)
+
+
+def test_outputs_in_short_pieces_cost_more() -> None:
+    cost = cost_of(LARGE, "16", "cuda:90")
+    assert cost is not None
+    whole, pieces = (work_clocks(cost, LARGE, "16", Load(1, 0, 0, piece=piece)) for piece in (256, 64))
+    assert cost.fixed < whole < pieces < 1.3 * cost.fixed
 
 
 def test_steps_that_copy_narrow_pieces_take_longer() -> None:

@@ -147,8 +147,9 @@ def test_sparse_is_never_faster_than_its_ceiling(device: Device) -> None:
 
 
 def test_fewer_blocks_never_take_longer() -> None:
-    times = [choose(layer(256, 256, 3, 28, (32, 32), density)).sparse for density in (0.1, 0.3, 0.5, 0.9, 1)]
+    *times, full = [choose(layer(256, 256, 3, 28, (32, 32), density)).sparse for density in (0.1, 0.3, 0.5, 0.9, 1)]
     assert times == sorted(times)
+    assert 0.99 * times[-1] < full  # whose rows lie in order, and are written in longer pieces
 
 
 def test_with_all_blocks_sparse_is_dense_triton() -> None:
@@ -171,6 +172,28 @@ def test_rows_with_equal_columns_are_joined() -> None:
     grid = BlockGrid.of((256, 256, 3, 3), (32, 32))
     columns = (0b00001111,) * 4 + (0b11110000,) * 4
     assert by_work(grid, columns, "16", 2, H200)[0] == Form("gather", 4, "16")
+
+
+def test_rows_that_fit_alike_are_joined_in_order() -> None:
+    grid = BlockGrid.of((512, 64), (32, 32))
+    rows = split_rows(grid, (0b11,) * 16)
+    assert [[row.block_row for row in members] for members in cluster(rows, 4)] == [
+        [*range(i, i + 4)] for i in range(0, 16, 4)
+    ]
+    rows = split_rows(grid, (0b01, 0b10) * 8)
+    assert [[row.block_row for row in members] for members in cluster(rows, 4)] in (
+        [[0, 2, 4, 6], [1, 3, 5, 7], [8, 10, 12, 14], [9, 11, 13, 15]],
+        [[1, 3, 5, 7], [9, 11, 13, 15], [0, 2, 4, 6], [8, 10, 12, 14]],
+        [[0, 2, 4, 6], [8, 10, 12, 14], [1, 3, 5, 7], [9, 11, 13, 15]],
+    )
+
+
+def test_what_is_written_in_pieces_is_known() -> None:
+    grid, form = BlockGrid.of((512, 64), (32, 32)), Form("gather", 4, "16")
+    assert work(grid, (0b11,) * 16, form, 2).piece == 256
+    assert work(grid, (0b01, 0b10) * 8, form, 2).piece == 64
+    assert work(grid, (0b01, 0b10) * 8, Form("gather", 1, "16"), 2).piece == 64
+    assert work(BlockGrid.of((512, 64), (128, 32)), (1,) * 4, Form("gather", 1, "16"), 2).piece == 256
 
 
 def test_3xtf32_needs_to_be_allowed() -> None:
@@ -247,12 +270,14 @@ def test_every_table_has_a_tile_that_fits_it(target: str, precision: str) -> Non
                 assert set(default_tiles(target, precision, lanes, depth, taps)) <= set(listed)
 
 
-@pytest.mark.parametrize(("target", "processors"), [("cuda:90", 132), ("cuda:80", 108)])
-def test_large_tiles_need_pixels_for_all_processors(target: str, processors: int) -> None:
+@pytest.mark.parametrize(
+    ("target", "processors", "expected"), [("cuda:90", 132, [64, 64, 64, 128]), ("cuda:80", 108, [64, 64, 128, 128])]
+)
+def test_large_tiles_need_pixels_for_all_processors(target: str, processors: int, expected: list[int]) -> None:
     def pixels(of: int) -> int:
         return choose_tile(of, 4, 4 * 72, 128, 64, 9, "16", processors, target)[0].pixels
 
-    assert [pixels(of) for of in (49, 1568, 6272, 32 * 56 * 56)] == [64, 64, 128, 128]
+    assert [pixels(of) for of in (49, 1568, 6272, 32 * 56 * 56)] == expected
 
 
 def test_small_outputs_with_long_reductions_are_split() -> None:
