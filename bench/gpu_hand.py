@@ -22,9 +22,10 @@ SECONDS = 0.6
 # multiprocessors at 1.83 GHz. Dense, what was measured of cuDNN: the longer of 8.4 us (4 in a 1x1 conv that adds
 # nothing) + FLOP / (0.815 peak) + 15 ns for each 64 products of a sum, and of bytes at 0.6 of the bandwidth (0.55 with
 # a residual); in float32 71 us and 0.555 of the peak. Sparse, with the costs of round 8 (today's are others): 1.2 us +
-# programs * (fixed + steps * step) / 132 multiprocessors, in clocks that were measured: 3550 + 946 a step of 64 products
-# for 128 pixels by 128 outputs, 2060 + 582 (three stages) or 1290 + 620 (two) for 64x128, 1790 + 650 for 128x64, 764 +
-# 348 (two) or 1380 + 407 (four) for 64x64, 887 + 565 for 128x32; in float32 911 + 1800 a step of 32 products for 128x32.
+# programs * (fixed + steps * step) / 132 multiprocessors, in clocks that were measured: 3550 + 946 a step of 64
+# products for 128 pixels by 128 outputs, 2060 + 582 (three stages) or 1290 + 620 (two) for 64x128, 1790 + 650 for
+# 128x64, 764 + 348 (two) or 1380 + 407 (four) for 64x64, 887 + 565 for 128x32; in float32 911 + 1800 a step of 32
+# products for 128x32.
 HAND = [
     # 7.4 GFLOP, 110 us at the peak: dense 71 + 110 / 0.555 = 270 us, as an H100 has it; half of the products are 784
     # programs of 128x32 and 18 of 36 steps: 197,800 clocks, 108 us
