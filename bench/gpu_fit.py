@@ -71,7 +71,7 @@ class Sample:
     def even(self) -> bool:
         """True unless all run at once and the busiest multiprocessor has more than EVEN times the average.
 
-        Also in float32, of which there are few times.
+        In float32, of which there are few times, always true.
         """
         programs = self.each * self.work.unions / self.device.processors
         return (

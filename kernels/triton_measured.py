@@ -8,8 +8,8 @@ A layer of ResNet-50 or VGG-11 on a tile takes
     latency    = START + steps of the longest program * latency
     epilogue   = SCATTERED / bytes of neighbouring outputs * fixed, RESIDUAL of both if it adds one, ACTIVATION or
                  ACTIVATION_WIDE for each output that takes exponentials
-    uneven     = (n, rounded up / n) ^ UNEVEN of n programs a multiprocessor while all run at once, else (pairs, rounded
-                 up / pairs) ^ UNEVEN_PAIRS
+    uneven     = (n rounded up / n) ^ UNEVEN, n programs a multiprocessor, while all run at once;
+                 (n/2 rounded up / (n/2)) ^ UNEVEN_PAIRS where they are more
 
 with norms that are close to maxima, that of clocks more than that with memory. `python -m bench.gpu_fit` holds the
 costs below against what was measured. Steps of half the depth take a share of it, those that copy less than 64 bytes of
