@@ -110,19 +110,15 @@ def compile_conv(part: str, conv: Conv, dtype: str, batch: int, block: str, spar
     if part == "tiles":
         problem = Problem.of(replace(layer, batch=1), torch.device("cpu"), 1)
         return "; ".join(gpu_tiles.compile_all(problem, batch, "cuda:90")) or None
-    failed = [compile_forms(layer, kernels_of(part, layer))]
-    if part in ("layers", "candidates"):
-        failed.append(compile_forms(layer.full(), {"dense Triton": chosen(layer.full(), torch.device("cpu"))}))
-    return "; ".join(filter(None, failed)) or None
+    compiled = compile_beside_dense if part in ("layers", "candidates") else compile_forms
+    return compiled(layer, kernels_of(part, layer))
 
 
 def compile_hand(row: tuple[Any, ...]) -> str | None:
     """Compile every form of a layer worked by hand, and that of all its blocks."""
     set_precision(dtype_of(row))
-    layer, cpu = layer_of(row), torch.device("cpu")
-    dense = compile_forms(layer.full(), {"dense Triton": chosen(layer.full(), cpu)})
-    found = (dense, compile_forms(layer, forms_of(layer, cpu)))
-    return "; ".join(text for text in found if text) or None
+    layer = layer_of(row)
+    return compile_beside_dense(layer, kernels_of("candidates", layer))
 
 
 def compile_repeats(name: str, dtype: str) -> str | None:
@@ -143,6 +139,13 @@ def kernels_of(part: str, layer: Layer) -> dict[str, Candidate]:
     if part == "layers" and layer.precision == "ieee":
         found["3xTF32"] = chosen(replace(layer, allow_3xtf32=True), cpu)
     return found
+
+
+def compile_beside_dense(layer: Layer, forms: dict[str, Candidate]) -> str | None:
+    """Compile those forms for the layer, and that of all its blocks; what went wrong, or None."""
+    full = layer.full()
+    dense = compile_forms(full, {"dense Triton": chosen(full, torch.device("cpu"))})
+    return "; ".join(filter(None, (dense, compile_forms(layer, forms)))) or None
 
 
 def compile_forms(layer: Layer, forms: dict[str, Candidate]) -> str | None:

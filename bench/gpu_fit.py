@@ -36,7 +36,6 @@ from fxdbsr.kernels.triton_measured import (
     LAUNCH,
     MEMORY_ORDER,
     Cost,
-    Load,
     clocks,
     norm,
     resident,
@@ -82,9 +81,7 @@ class Sample:
 
     def predicted(self, cost: Cost) -> float:
         """Microseconds by a cost."""
-        each = self.each
-        sizes = (each * self.work.unions, each * self.work.steps, self.work.longest)
-        load = Load(*sizes, self.work.bytes, self.work.piece, self.layer.residual, self.layer.activation)
+        load = self.work.load(self.each, 1, self.layer.residual, self.layer.activation)
         ended = clocks(cost, self.tile, self.precision, load, self.device.processors)
         memory = self.layer.bytes(self.layer.residual, self.layer.pool) / self.device.bandwidth
         return 1e6 * (LAUNCH + norm(ended / self.device.clock, memory / BANDWIDTH, MEMORY_ORDER))
@@ -112,7 +109,7 @@ def _of_an_h100() -> Iterator[Sample]:
 
 
 def _of_an_h200() -> Iterator[Sample]:
-    """The planner's tiles on whole layers, sparse and dense, and every tile on those worked by hand."""
+    """The planner's tiles on whole layers, sparse and dense, and every tile on some and on those worked by hand."""
     rows = {row[0]: row for row in (*HAND, *MORE)}
     for record in map(json.loads, (RESULTS / "gpu.jsonl").read_text().splitlines()):
         key = record["key"]

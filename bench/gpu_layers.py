@@ -4,7 +4,7 @@ Every distinct conv is taken with the epilogue that conversion fuses into it. Pa
 
     correctness   every form and the planner's choice against float64
     layers        the planner's choice against cuDNN, its fused convs, and dense Triton; in float32 3xTF32, too
-    candidates    every form and tile: is the planner's choice within 5 % of the best?
+    candidates    every form and many tiles beside the dense convs: how far off the best is the planner's choice?
     tiles         many more tiles than are shipped (gpu_tiles.py)
     compile       against torch.compile (max-autotune)
     bsr           1x1 convs against torch's own block-sparse product
@@ -49,7 +49,7 @@ def measure(part: str, layer: Layer, setting: Setting) -> dict[str, Any]:
     reason = problem.why_wrong(sparse, setting.repeats)
     if reason is not None:
         return {"wrong": reason}
-    arms = {"sparse": sparse, "eager": problem.eager, "fused cuDNN": problem.fused}
+    arms = {"sparse": sparse, "eager": problem.eager, DENSE: problem.fused}
     if part == "layers":
         arms["dense Triton"] = problem.dense_triton()
         if layer.precision == "ieee":

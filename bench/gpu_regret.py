@@ -5,7 +5,8 @@
 Of every conv the time of the form and tile that the planner takes today, or of cuDNN's conv where it stays dense,
 beside the least of all. On an H100 many forms and tiles were measured (`gpu_rounds.jsonl`, `gpu_tiles.jsonl`), on an
 H200 cuDNN's fused conv and the one that the planner took then (`gpu.jsonl`, part `layers`), and all that there is on
-the layers worked by hand (part `hand`). What was not measured counts as the best of its form that was.
+some of them (part `candidates`) and on the layers worked by hand (part `hand`). What was not measured counts as the
+best of its form that was.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def times_h200() -> dict[Case, Times]:
         if key["part"] == "layers" and "tile" in record and key["dtype"] == "fp16":
             sparse = _form(f"{record['form']}, {record['tile']}")
             found[_case(key)] = {CUDNN: record["us fused cuDNN"][1], sparse: record["us sparse"][1]}
-        elif key["part"] == "candidates":  # in one run: of the other only what this one lacks
+        elif key["part"] == "candidates":  # newer than the times of part "layers", which stand before
             conv = next(conv for conv in convs(key["model"]) if conv.name == key["layer"])
             layer = conv.layer(key["batch"], torch.float16, BLOCKS[key["block"]], 1 - key["sparsity"] / 100)
             of = {(form.rows, name(tile)): us for form, tile, us in timed_tiles(layer, record)}

@@ -23,11 +23,11 @@ from fxdbsr.kernels.triton_configs import Tile, tiles
 from fxdbsr.kernels.triton_device import Device
 from fxdbsr.kernels.triton_forms import Form, work
 from fxdbsr.kernels.triton_layer import Layer
+from fxdbsr.kernels.triton_machine_code import SHARED_LIMIT
 from fxdbsr.kernels.triton_pack import pack, run_length
 from fxdbsr.kernels.triton_plan import Choice, choose_tile, entry_width
 from fxdbsr.kernels.triton_roofline import sparse_forms
 
-SHARED = 227 * 1024  # bytes of shared memory that a program may take on sm_90
 SPLITS = (1, 2, 4)
 MOST_PROGRAMS = 300  # that a split reduction may have
 DEEP = 512  # products along the reduction from which steps of twice the depth are tried
@@ -61,8 +61,7 @@ def listed(target: str, precision: str, lanes: int, depth: int, taps: int) -> di
             found += [Tile(p, o, depth, w, s, True, ".ca", 8) for p, o, w, s in CACHED if o <= lanes]
     elif precision in ("16", "tf32"):
         found += [Tile(p, lanes, depth, w, s, False) for p, _, w, s in NARROW]
-    size = 2 if precision == "16" else 4
-    fitting = (t for t in found if (t.pixels + t.outputs) * t.depth * size * t.stages <= SHARED)
+    fitting = (tile for tile in found if tile.shared_bytes(precision) <= SHARED_LIMIT["cuda:90"])
     return {name(tile): tile for tile in dict.fromkeys(fitting)}
 
 

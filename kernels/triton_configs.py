@@ -38,6 +38,10 @@ class Tile:
     cache: str = ""
     copy: int = 16
 
+    def shared_bytes(self, precision: str) -> int:
+        """Bytes of shared memory in which its stages lie, operands of one number each."""
+        return self.stages * (self.pixels + self.outputs) * self.depth * (2 if precision == "16" else 4)
+
     def constants(self, lanes: int, entry_width: int, precision: str, itemsize: int) -> dict[str, Any]:
         """The gather kernel's constants that follow from the tile and the tables."""
         return {

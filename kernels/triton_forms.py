@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -97,6 +97,11 @@ class Work:
         """Steps of the longest union."""
         return self.lengths[0]
 
+    def load(self, each: int, splits: int = 1, residual: bool = False, activation: str = "none") -> Load:
+        """Of a kernel with `each` programs for a union, each of them in `splits` parts of the reduction."""
+        sizes = (each * self.unions * splits, each * self.steps, ceil(self.longest / splits))
+        return Load(*sizes, self.bytes, self.piece, residual, activation)
+
 
 def forms(grid: BlockGrid, precision: str) -> list[Form]:
     """Every form that can run a conv of that grid."""
@@ -174,8 +179,7 @@ def busy_clocks(form: Form, work: Work, taps: int, device: Device) -> float:
     for tile in tiles(device.target, form.precision, work.lanes, work.depth, taps) if form.kernel == "gather" else ():
         cost, each = cost_of(tile, form.precision, device.target), work.lanes // tile.outputs
         if cost is not None:
-            load = Load(each * work.unions, each * work.steps, work.longest, work.bytes, work.piece)
-            measured.append(work_clocks(cost, tile, form.precision, load) / tile.pixels)
+            measured.append(work_clocks(cost, tile, form.precision, work.load(each)) / tile.pixels)
     if measured:
         return min(measured)
     tile = tiles_of(form, work, taps, device)[0]

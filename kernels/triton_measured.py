@@ -36,7 +36,7 @@ UNMEASURED = 1.6  # times what the resource model says is what the tiles that we
 HALF_STEP = {"16": 0.62, "ieee": 0.5, "3xtf32": 0.5}
 NARROW, NARROW_BYTES = 1.2, 64
 UNEVEN, UNEVEN_PAIRS = 0.8, 0.45
-SHARED_BYTES, RESERVED_BYTES = 232_448, 1024  # of a multiprocessor, and of a program beside its tiles
+SHARED_BYTES, RESERVED_BYTES = 228 * 1024, 1024  # of a multiprocessor, and of each program beside its stages
 THREADS = 512  # that have 128 registers each
 
 
@@ -120,8 +120,8 @@ def clocks(cost: Cost, tile: Tile, precision: str, load: Load, processors: int) 
 
 def resident(tile: Tile, precision: str) -> int:
     """Programs that a multiprocessor runs at a time."""
-    stage = (tile.pixels + tile.outputs) * tile.depth * (2 if precision == "16" else 4)
-    return max(1, min(SHARED_BYTES // (tile.stages * stage + RESERVED_BYTES), THREADS // (32 * tile.warps)))
+    by_memory = SHARED_BYTES // (tile.shared_bytes(precision) + RESERVED_BYTES)
+    return max(1, min(by_memory, THREADS // (32 * tile.warps)))
 
 
 def uneven(tile: Tile, precision: str, each: float) -> float:

@@ -38,7 +38,6 @@ from fxdbsr.kernels.triton_measured import (
     LAUNCH,
     MEMORY_ORDER,
     UNMEASURED,
-    Load,
     clocks,
     cost_of,
     norm,
@@ -59,6 +58,7 @@ class Choice:
 
     Args:
         form: of the sparse kernels.
+        sparse: its time.
         library: what of cuDNN runs the dense conv fastest.
         dense: its time.
         dense_triton: the time of this engine's kernels with all blocks.
@@ -115,8 +115,8 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     found = work(layer.grid, layer.columns, form, layer.dtype.itemsize)
     tile, splits = tiles_of(form, found, taps, device)[0], 1
     if form.kernel == "gather":
-        shape = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
-        tile, splits = choose_tile(*shape, form.precision, device.processors, device.target)
+        sizes = (layer.pixels, found.unions, found.steps, found.lanes, found.depth, taps)
+        tile, splits = choose_tile(*sizes, form.precision, device.processors, device.target)
     slices = found.lanes // (tile.outputs * form.sums)
     inside = layer.pool if form.kernel == "gather" and splits == 1 else 1
     memory = layer.bytes(layer.residual, inside) / device.bandwidth
@@ -126,8 +126,7 @@ def sparse_seconds(layer: Layer, form: Form, device: Device = H200) -> float:
     cost = cost_of(tile, form.precision, device.target) if form.kernel == "gather" else None
     if cost is not None:
         each = slices * ceil(layer.pixels / tile.pixels)
-        sizes = (each * found.unions * splits, each * found.steps, ceil(found.longest / splits))
-        load = Load(*sizes, found.bytes, found.piece, layer.residual, layer.activation)
+        load = found.load(each, splits, layer.residual, layer.activation)
         ended = clocks(cost, tile, form.precision, load, device.processors)
         return LAUNCH + norm(ended / device.clock, memory / BANDWIDTH, MEMORY_ORDER) + again
     step, fixed = step_clocks(form, found, tile, taps, device), fixed_clocks(tile, taps, form.sums)

@@ -78,8 +78,9 @@ def test_the_page_has_the_times_of_the_layers_worked_by_hand() -> None:
 def test_what_the_planner_takes_is_near_the_best_that_was_measured_and_on_an_h200_never_slower_than_dense() -> None:
     found = gpu_regret.regrets()
     assert [row["gpu"] for row in found] == 5 * ["H100"] + 7 * ["H200"]
-    limits = {"64x16": 1.06, "32x32": 1.04, "128x32": 1.04}
-    assert all(1 <= row["taken over best"] < limits[row["block"]] for row in found)
+    for row in found:
+        limit = 1.04 if row["gpu"] == "H100" else {"128x32": 1.02, "32x32": 1.04, "64x16": 1.06}[row["block"]]
+        assert 1 <= row["taken over best"] < limit
     assert all(row["taken us"] < row["cuDNN us"] for row in found)
     assert all(row["slower"] == 0 for row in found if row["gpu"] == "H200")
     assert gpu_regret.rounded({"networks": found})["networks"] == regret_of_the_file()["networks"]
@@ -103,7 +104,8 @@ def test_costs_of_tiles_are_as_far_off_the_measured_times_as_their_file_says() -
     of_an_h200 = gpu_fit.errors([sample for sample in found if sample.device is H200])
     enough = {key: values for key, values in of_an_h200.items() if len(values) >= 9}
     assert len(enough) == 11
-    assert all(gpu_fit.root_mean_square(values) < 0.11 for values in enough.values())
+    for key, values in enough.items():
+        assert gpu_fit.root_mean_square(values) < (0.11 if key == ("16", 128, 64, 4, 2) else 0.10)
 
 
 def test_every_record_of_a_gpu_names_it_its_versions_and_the_commit() -> None:
